@@ -1,0 +1,5 @@
+//go:build race
+
+package register_test
+
+const raceEnabled = true
