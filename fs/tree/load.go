@@ -1,0 +1,309 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/mutualfs/mutualfs/blocks"
+)
+
+const (
+	readsForLease  = 2 // validated reads within readsWindow make a lease worth its round trip
+	readsWindow    = 2 * time.Second
+	maxResolutions = 8 // times that one call follows an inode that moves, or brings a container to rest
+)
+
+// validate makes st the agreed state with what is pending on top, free of intents. busy must be held.
+func (t *Tree) validate(ctx context.Context, c *container) error {
+	for ctx.Err() == nil { // each round waits for a transaction that somebody else began
+		if err := t.refresh(ctx, c); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		var in *Intent
+		if c.st != nil {
+			in = c.st.intent
+		}
+		c.mu.Unlock()
+		if in == nil {
+			return nil
+		}
+		if err := t.complete(ctx, c, in); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: container %s: one transaction after the other: %w", blocks.ErrBusy, c.id.Short(), ctx.Err())
+}
+
+// refresh reads the register unless a lease makes that needless.
+func (t *Tree) refresh(ctx context.Context, c *container) error {
+	if err := c.awaitFlush(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if c.st != nil && !c.fenced && t.leased(c) || c.removed {
+		c.mu.Unlock()
+		return nil
+	}
+	since := c.version
+	if c.st == nil || c.fenced {
+		since = 0
+	}
+	c.mu.Unlock()
+	r, err := t.regs.Read(ctx, c.id, since)
+	if errors.Is(err, blocks.ErrNotFound) {
+		t.vanished(c)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read container %s: %w", c.id.Short(), err)
+	}
+	c.mu.Lock()
+	dirty := len(c.ops) > 0
+	moved := c.st == nil || c.fenced || r.Version != c.version
+	c.mu.Unlock()
+	if r.Deleted {
+		t.vanished(c)
+		return nil
+	}
+	if moved && dirty && since != 0 {
+		if r, err = t.regs.Read(ctx, c.id, 0); err != nil {
+			return fmt.Errorf("read container %s: %w", c.id.Short(), err)
+		}
+	}
+	return t.adopt(ctx, c, r, moved, dirty)
+}
+
+// awaitFlush waits until no batch is under way.
+func (c *container) awaitFlush(ctx context.Context) error {
+	for {
+		c.mu.Lock()
+		done, on := c.done, c.flushing
+		c.mu.Unlock()
+		if !on {
+			return nil
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return fmt.Errorf("container %s is being committed: %w", c.id.Short(), ctx.Err())
+		}
+	}
+}
+
+// adopt takes over what a read returned.
+func (t *Tree) adopt(ctx context.Context, c *container, r blocks.Register, moved, dirty bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t.j.atLeast(Seq(r.Applied[t.cfg.Mount]))
+	if !moved {
+		c.lease = r.Lease
+		return nil
+	}
+	st := c.st
+	fresh := st == nil || dirty || c.fenced || r.Snapshot != nil
+	if fresh {
+		var err error
+		if st, err = c.decodeSnapshot(r); err != nil {
+			return err
+		}
+	}
+	var foreign []*Op
+	c.tailN += len(r.Deltas)
+	for i, d := range r.Deltas {
+		if len(d) == 0 {
+			continue
+		}
+		ops, err := c.openDelta(d)
+		if err == nil {
+			err = applyAll(st, ops)
+		}
+		if err != nil {
+			c.st = nil
+			return fmt.Errorf("container %s, version %d: %w", c.id.Short(), r.Base+blocks.Version(i)+1, err)
+		}
+		c.tailLen += len(d)
+		foreign = append(foreign, ops...)
+	}
+	c.noteSplits(foreign)
+	old := c.st
+	c.st, c.version, c.lease = st, r.Version, r.Lease
+	c.applied = max(c.applied, Seq(r.Applied[t.cfg.Mount]))
+	c.used = time.Now()
+	c.notePage()
+	if fresh && old != nil {
+		t.invalidateAll(c, old)
+	}
+	if !fresh {
+		t.changed(c, foreign)
+	}
+	t.rehome(c)
+	t.adoptOrphans(c)
+	// With an intent in the way nothing can be merged: the next refresh, after its end, does.
+	c.fenced = dirty && st.intent != nil
+	if c.fenced {
+		if c.salvage == nil {
+			c.salvage = old
+		}
+	} else if dirty {
+		if c.salvage != nil {
+			old, c.salvage = c.salvage, nil
+		}
+		t.merge(c, old)
+	}
+	return nil
+}
+
+func (c *container) decodeSnapshot(r blocks.Register) (*State, error) {
+	if r.Snapshot == nil {
+		return nil, fmt.Errorf("%w: register %s came without its value", blocks.ErrCorrupt, c.id.Short())
+	}
+	b, err := c.seal.open(sealSnapshot, r.Snapshot)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.id.Short(), err)
+	}
+	st, err := decodeState(b)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.id.Short(), err)
+	}
+	c.snapLen, c.tailLen, c.tailN = len(r.Snapshot), 0, 0
+	c.shrunk = false
+	return st, nil
+}
+
+func (c *container) openDelta(d []byte) ([]*Op, error) {
+	b, err := c.seal.open(sealDelta, d)
+	if err != nil {
+		return nil, err
+	}
+	return decodeBatch(b)
+}
+
+func applyAll(st *State, ops []*Op) error {
+	for _, o := range ops {
+		if _, err := Apply(st, o); err != nil {
+			return fmt.Errorf("%w: an agreed operation of kind %d does not apply: %v", blocks.ErrCorrupt, o.Kind, err)
+		}
+	}
+	return nil
+}
+
+// rehome points the nodes of inodes that are known here to this container. mu of c must be held.
+func (t *Tree) rehome(c *container) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.st.Kind == KindDir {
+		t.at(c.st.Self.Ino, c.id)
+	}
+	if len(c.st.inodes) < len(t.nodes) {
+		for ino := range c.st.inodes {
+			if n := t.nodes[ino]; n != nil {
+				n.home = c.id
+			}
+		}
+		return
+	}
+	for ino, n := range t.nodes {
+		if c.st.inodes[ino] != nil {
+			n.home = c.id
+		}
+	}
+}
+
+// changed tells the kernel what others did. mu of c must be held.
+func (t *Tree) changed(c *container, ops []*Op) {
+	n := t.notify()
+	for _, o := range ops {
+		if o.Inner != nil {
+			o = o.Inner
+		}
+		for _, ino := range []Ino{o.Ino, o.Ino2} {
+			if ino == 0 {
+				continue
+			}
+			t.withNode(ino, func(x *node) { x.foreign = true })
+			n.InvalidateInode(ino)
+		}
+		for _, name := range []string{o.Name, o.New} {
+			if name != "" && c.st.named() && namesEntry(o.Kind) {
+				n.InvalidateEntry(c.st.Self.Ino, name)
+			}
+		}
+	}
+}
+
+// invalidateAll tells the kernel to forget all that it may have of a container. mu of c must be held.
+func (t *Tree) invalidateAll(c *container, s *State) {
+	n := t.notify()
+	t.mu.Lock()
+	var known []Ino
+	for ino := range s.inodes {
+		if x := t.nodes[ino]; x != nil {
+			x.foreign = true
+			known = append(known, ino)
+		}
+	}
+	t.mu.Unlock()
+	for _, ino := range known {
+		n.InvalidateInode(ino)
+	}
+	if s.named() {
+		for name := range s.entries {
+			n.InvalidateEntry(s.Self.Ino, name)
+		}
+		n.InvalidateInode(s.Self.Ino)
+	}
+}
+
+// vanished is called when the register has ended.
+func (t *Tree) vanished(c *container) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.head.IsZero() {
+		c.strayAll(c.st)
+	}
+	if len(c.ops) > 0 && c.st != nil && c.salvage == nil {
+		c.salvage = c.st
+	}
+	if c.st != nil {
+		t.invalidateAll(c, c.st)
+	}
+	c.removed, c.st = true, nil
+}
+
+// mayLease says whether it is worth to ask for the lease. mu must be held.
+func (t *Tree) mayLease(c *container) bool {
+	return time.Now().After(c.noLease) && !t.leased(c) && c.st != nil && (c.st.named() || c.st.Kind == KindFile)
+}
+
+// maybeLease takes the lease if the container is read often. busy must be held.
+func (t *Tree) maybeLease(ctx context.Context, c *container) error {
+	c.mu.Lock()
+	at := time.Now()
+	if at.Sub(c.readsAt) > readsWindow {
+		c.reads, c.readsAt = 0, at
+	}
+	c.reads++
+	want := c.reads >= readsForLease && t.mayLease(c) && !c.removed
+	ch := blocks.Change{Base: c.version, Origin: t.cfg.Mount, Lease: blocks.LeaseAcquire}
+	c.mu.Unlock()
+	if !want {
+		return nil
+	}
+	r, err := t.regs.Propose(ctx, c.id, ch)
+	if errors.Is(err, blocks.ErrConflict) {
+		return t.validate(ctx, c)
+	}
+	if err != nil {
+		return nil // it was only worth a try: the state was validated, the answer is right
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r.Version == ch.Base+1 {
+		c.version, c.lease = r.Version, r.Lease
+		c.tailN++
+	}
+	return nil
+}

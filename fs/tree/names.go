@@ -1,0 +1,303 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"github.com/mutualfs/mutualfs/blocks"
+)
+
+// errCross says that an operation concerns more than one container.
+var errCross = errors.New("more than one container")
+
+// errOther says that the name means another file by now.
+var errOther = errors.New("the name means another file now")
+
+// opened reports whether this mount has handles on the inode.
+func (t *Tree) opened(ino Ino) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := t.nodes[ino]
+	return n != nil && n.opens > 0
+}
+
+// keep marks an operation that may end ino: if it is open here it stays as an orphan.
+func (t *Tree) keep(o *Op, ino Ino) *Op {
+	if t.opened(ino) {
+		o.Keep, o.Mount = true, t.cfg.Mount
+	}
+	return o
+}
+
+// Unlink removes a name that is no directory's.
+func (t *Tree) Unlink(ctx context.Context, dir Ino, name string) error {
+	parent, err := t.home(dir)
+	if err != nil {
+		return err
+	}
+	for {
+		var e Dentry
+		err = t.mutateName(ctx, parent, name, false, func(_ *container, s *State) (*Op, error) {
+			var have bool
+			switch e, have = s.entries[name]; {
+			case !s.named() || s.Self.Ino != dir:
+				return nil, syscall.ENOTDIR
+			case !have:
+				return nil, syscall.ENOENT
+			case isDir(e.Type):
+				return nil, syscall.EISDIR
+			case !e.Child.IsZero():
+				return nil, errCross
+			}
+			return t.keep(&Op{Kind: OpUnlink, Time: now(), Name: name, Ino: e.Ino}, e.Ino), nil
+		}, nil)
+		if errors.Is(err, errCross) {
+			err = t.unlinkPromoted(ctx, parent, name, e)
+		}
+		if !errors.Is(err, errOther) {
+			return err
+		}
+	}
+}
+
+// Rmdir removes an empty directory. Agreed on, it happens when the child's register ends; the
+// parent's name follows.
+func (t *Tree) Rmdir(ctx context.Context, dir Ino, name string) error {
+	parent, err := t.home(dir)
+	if err != nil {
+		return err
+	}
+	e, err := t.childDir(ctx, parent, name)
+	if err != nil {
+		return err
+	}
+	// The child is loaded first: under a lease its emptiness is known from memory.
+	err = t.gather(ctx, e.Child)
+	if errors.Is(err, syscall.ENOENT) {
+		if !MayWait(ctx) {
+			return ErrWait
+		}
+		t.clearName(ctx, parent, name, e)
+	}
+	if err != nil {
+		return err
+	}
+	cc, err := t.cont(e.Child)
+	if err != nil {
+		return err
+	}
+	if err := t.settleOrphans(ctx, e.Child); err != nil {
+		return err
+	}
+	err = t.rmdirEmpty(ctx, parent, name, e, cc, false)
+	if !errors.Is(err, errCross) {
+		return err
+	}
+	if !MayWait(ctx) {
+		return ErrWait
+	}
+	place, err := t.locate(ctx, parent, name)
+	if err != nil {
+		return err
+	}
+	pc, err := t.cont(place)
+	if err != nil {
+		return err
+	}
+	err = t.endChild(ctx, pc, removal{e.Child, t.j.number()})
+	if errors.Is(err, blocks.ErrConflict) {
+		return syscall.ENOTEMPTY
+	}
+	if err != nil {
+		return err
+	}
+	return t.rmdirEmpty(ctx, parent, name, e, cc, true)
+}
+
+// rmdirEmpty removes the name. errCross: the child is not leased, so that only the end of its register
+// can say that it is empty; ended: that has come.
+func (t *Tree) rmdirEmpty(ctx context.Context, parent blocks.RegisterID, name string, e Dentry, cc *container, ended bool) error {
+	return t.mutateName(ctx, parent, name, false, func(_ *container, s *State) (*Op, error) {
+		if s.entries[name] != e {
+			return nil, syscall.ENOENT
+		}
+		return t.rmdirOp(cc, name, e, ended)
+	}, func(c *container, o *Op, _ Seq) {
+		cc.mu.Lock()
+		defer cc.mu.Unlock()
+		cc.removed, cc.endedIn = true, c.id
+		if cc.st != nil {
+			t.haunt(&cc.st.Self, o.Time)
+		}
+		for _, n := range o.Inodes {
+			t.withNode(n.Ino, func(x *node) { x.home = c.id })
+		}
+	})
+}
+
+// settleOrphans commits what is pending in a directory with orphans, so that they can be
+// taken over as they are.
+func (t *Tree) settleOrphans(ctx context.Context, id blocks.RegisterID) error {
+	orphans := false
+	err := t.read(ctx, id, func(_ *container, s *State) error {
+		orphans = len(s.inodes) > 0
+		return nil
+	})
+	if err != nil || !orphans {
+		return err
+	}
+	if !MayWait(ctx) {
+		return ErrWait
+	}
+	cc, err := t.cont(id)
+	if err != nil {
+		return err
+	}
+	return t.flush(ctx, cc, false)
+}
+
+// rmdirOp takes over what the empty directory leaves behind. The parent's mu is held.
+func (t *Tree) rmdirOp(cc *container, name string, e Dentry, ended bool) (*Op, error) {
+	cc.mu.Lock()
+	defer cc.mu.Unlock()
+	switch {
+	case cc.st == nil || cc.removed:
+		return nil, syscall.ENOENT
+	case !cc.st.empty():
+		return nil, syscall.ENOTEMPTY
+	case !ended && !t.leased(cc):
+		return nil, errCross
+	}
+	o := &Op{Kind: OpRmdir, Time: now(), Name: name, Ino: e.Ino, Child: e.Child}
+	for id := range cc.st.free {
+		o.Stripes = append(o.Stripes, id)
+	}
+	for id := range cc.st.freeRegs {
+		o.Regs = append(o.Regs, id)
+	}
+	for _, n := range cc.st.inodes {
+		o.Inodes = append(o.Inodes, n.clone())
+	}
+	return o, nil
+}
+
+// childDir returns the entry of a directory's name.
+func (t *Tree) childDir(ctx context.Context, parent blocks.RegisterID, name string) (Dentry, error) {
+	var e Dentry
+	err := t.readName(ctx, parent, name, func(_ *container, s *State) error {
+		var ok bool
+		switch e, ok = s.entries[name]; {
+		case !s.named():
+			return syscall.ENOTDIR
+		case name == ".":
+			return syscall.EINVAL
+		case name == "..":
+			return syscall.ENOTEMPTY
+		case !ok:
+			return syscall.ENOENT
+		case !isDir(e.Type):
+			return syscall.ENOTDIR
+		}
+		return nil
+	})
+	return e, err
+}
+
+// Rename is renameat2.
+func (t *Tree) Rename(ctx context.Context, dir Ino, name string, newDir Ino, newName string, flags RenameFlags) error {
+	if err := checkName(newName); err != nil {
+		return err
+	}
+	if flags&^(RenameNoReplace|RenameExchange) != 0 || flags == RenameNoReplace|RenameExchange {
+		return syscall.EINVAL
+	}
+	from, err := t.home(dir)
+	if err != nil {
+		return err
+	}
+	to, err := t.home(newDir)
+	if err != nil {
+		return err
+	}
+	if from != to {
+		return t.renameAcross(ctx, from, name, to, newName, flags)
+	}
+	err = t.mutateName(ctx, from, newName, true, func(_ *container, s *State) (*Op, error) {
+		if s.has(name) != nil { // another page
+			return nil, errCross
+		}
+		return t.renameOp(s, name, newName, flags)
+	}, nil)
+	if errors.Is(err, errCross) {
+		return t.renameAcross(ctx, from, name, to, newName, flags)
+	}
+	return err
+}
+
+// renameOp makes a rename inside one directory, or errCross if it ends a directory or a promoted inode's name.
+func (t *Tree) renameOp(s *State, name, newName string, flags RenameFlags) (*Op, error) {
+	e, ok := s.entries[name]
+	if !ok {
+		return nil, syscall.ENOENT
+	}
+	o := &Op{Kind: OpRename, Time: now(), Name: name, New: newName, Ino: e.Ino, Flags: uint32(flags)}
+	old, have := s.entries[newName]
+	if !have {
+		return o, nil
+	}
+	if flags&RenameNoReplace != 0 {
+		return nil, syscall.EEXIST
+	}
+	o.Ino2 = old.Ino
+	if flags&RenameExchange == 0 && e.Ino != old.Ino {
+		if err := canReplace(e.Type, old.Type); err != nil {
+			return nil, err
+		}
+		if !old.Child.IsZero() {
+			return nil, errCross
+		}
+		t.keep(o, old.Ino)
+	}
+	return o, nil
+}
+
+// Link gives an inode another name and counts a reference.
+func (t *Tree) Link(ctx context.Context, ino Ino, newDir Ino, newName string) (Attr, error) {
+	var a Attr
+	if err := checkName(newName); err != nil {
+		return a, err
+	}
+	to, err := t.home(newDir)
+	if err != nil {
+		return a, err
+	}
+	home, err := t.home(ino)
+	if err != nil {
+		return a, err
+	}
+	if t.headOf(home) == to && ino != newDir { // both in one directory, and perhaps in one container
+		err = t.mutateName(ctx, to, newName, true, func(_ *container, s *State) (*Op, error) {
+			if s.inodes[ino] == nil {
+				return nil, errCross
+			}
+			return &Op{Kind: OpLink, Time: now(), Ino: ino, New: newName}, nil
+		}, func(c *container, _ *Op, _ Seq) {
+			t.ref(ino, c.id)
+			a.Ino = ino
+			if n := c.st.inodes[ino]; n != nil { // another mount may have been quick to move it
+				a = t.show(c, n)
+			}
+		})
+		if !errors.Is(err, errCross) {
+			return a, err
+		}
+	}
+	if err := t.linkAcross(ctx, ino, to, newName); err != nil {
+		return a, err
+	}
+	if a, err = t.Getattr(ctx, ino); err == nil {
+		t.withNode(ino, func(n *node) { n.lookups++ })
+	}
+	return a, err
+}
