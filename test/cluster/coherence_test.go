@@ -1,0 +1,344 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// pair is a ring of one peer with a mount, and a second mount of it.
+func pair(t *testing.T) (a, b *Peer) {
+	t.Helper()
+	a = Init(t, Options{})
+	a.Mnt = filepath.Join(t.TempDir(), "mnt")
+	a.Start()
+	b = a.Join(t, "second", Options{Capacity: "0"})
+	b.Mnt = filepath.Join(t.TempDir(), "mnt2")
+	b.Start()
+	return a, b
+}
+
+// cached is what one mount's kernel has been made to know of a directory: asked for often
+// enough that the mount takes the lease and the kernel keeps the answers.
+func cached(t *testing.T, dir string, names ...string) {
+	t.Helper()
+	for range 4 {
+		for _, n := range names {
+			if info, err := os.Stat(filepath.Join(dir, n)); err == nil && info.Mode().IsRegular() {
+				if _, err := os.ReadFile(filepath.Join(dir, n)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if _, err := os.ReadDir(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// view is one mount's side of the test of coherence.
+type view struct {
+	t     *testing.T
+	dir   string
+	round int
+}
+
+func (v view) path(name string) string { return filepath.Join(v.dir, name) }
+
+func (v view) must(err error) {
+	v.t.Helper()
+	if err != nil {
+		v.t.Fatalf("round %d: %v", v.round, err)
+	}
+}
+
+func (v view) content() string { return strings.Repeat(fmt.Sprintf("%d ", v.round), 1+v.round*37%9000) }
+
+// change does one of everything that another mount may have cached.
+func (v view) change() {
+	v.must(os.WriteFile(v.path("data"), []byte(v.content()), 0o644))
+	v.must(os.Chmod(v.path("mode"), fs.FileMode(0o600|v.round%8)))
+	v.must(syscall.Setxattr(v.path("mode"), "user.round", fmt.Append(nil, v.round), 0))
+	v.must(os.Rename(v.path(fmt.Sprintf("old%d", v.round)), v.path(fmt.Sprintf("old%d", v.round+1))))
+	v.must(os.WriteFile(v.path(fmt.Sprintf("new%d", v.round)), nil, 0o644))
+	if v.round > 0 {
+		v.must(os.Remove(v.path(fmt.Sprintf("new%d", v.round-1))))
+	}
+	v.must(os.Rename(v.path("spare"), v.path("over")))
+	v.must(os.WriteFile(v.path("spare"), fmt.Append(nil, v.round), 0o644))
+}
+
+// check looks at all that change did, in an order that moves on with the rounds.
+func (v view) check(mapped []byte) {
+	v.t.Helper()
+	absent := func(name string) {
+		if _, err := os.Lstat(v.path(name)); !errors.Is(err, fs.ErrNotExist) {
+			v.t.Errorf("round %d: %s is still there: %v", v.round, name, err)
+		}
+	}
+	checks := []func(){
+		func() {
+			info, err := os.Stat(v.path("data"))
+			v.must(err)
+			if info.Size() != int64(len(v.content())) {
+				v.t.Errorf("round %d: stat says %d bytes, want %d", v.round, info.Size(), len(v.content()))
+			}
+		},
+		func() {
+			got, err := os.ReadFile(v.path("data"))
+			v.must(err)
+			if want := v.content(); string(got) != want {
+				v.t.Errorf("round %d: read %d bytes %.20q, want %d %.20q", v.round, len(got), got, len(want), want)
+			}
+			if mapped[0] != v.content()[0] {
+				v.t.Errorf("round %d: the mapping has %q after the file was opened again, want %q", v.round, mapped[0], v.content()[0])
+			}
+		},
+		func() {
+			info, err := os.Stat(v.path("mode"))
+			v.must(err)
+			if info.Mode().Perm() != fs.FileMode(0o600|v.round%8) {
+				v.t.Errorf("round %d: the mode is %v", v.round, info.Mode())
+			}
+		},
+		func() {
+			buf := make([]byte, 20)
+			n, err := syscall.Getxattr(v.path("mode"), "user.round", buf)
+			v.must(err)
+			if string(buf[:n]) != fmt.Sprint(v.round) {
+				v.t.Errorf("round %d: the attribute is %q", v.round, buf[:n])
+			}
+		},
+		func() { absent(fmt.Sprintf("old%d", v.round)) },
+		func() { _, err := os.Lstat(v.path(fmt.Sprintf("old%d", v.round+1))); v.must(err) },
+		func() { _, err := os.Lstat(v.path(fmt.Sprintf("new%d", v.round))); v.must(err) },
+		func() { absent(fmt.Sprintf("new%d", v.round-1)) },
+		func() {
+			entries, err := os.ReadDir(v.dir)
+			v.must(err)
+			var names []string
+			for _, e := range entries {
+				names = append(names, e.Name())
+			}
+			want := []string{"data", "mode", fmt.Sprintf("new%d", v.round), fmt.Sprintf("old%d", v.round+1), "over", "spare"}
+			if !slices.Equal(names, want) {
+				v.t.Errorf("round %d: the directory has %v, want %v", v.round, names, want)
+			}
+		},
+		func() {
+			got, err := os.ReadFile(v.path("over"))
+			v.must(err)
+			if want := fmt.Sprint(v.round - 1); string(got) != want {
+				v.t.Errorf("round %d: the file renamed over another has %q, want %q", v.round, got, want)
+			}
+		},
+	}
+	for i := range checks {
+		checks[(i+v.round)%len(checks)]()
+	}
+}
+
+// What a mount and its kernel have cached is called back before another mount changes it: whatever is looked at
+// first, and without waiting for anything, is right.
+func TestCachesAreCalledBack(t *testing.T) {
+	a, b := pair(t)
+	dir := filepath.Join(a.Mnt, "shared")
+	sh(t, "", "mkdir "+dir+" && cd "+dir+" && echo x >data && echo x >mode && echo x >old0 && printf -- -1 >spare && echo x >over")
+	var maps [2][]byte
+	for i, p := range []*Peer{a, b} {
+		f, err := os.Open(filepath.Join(p.Mnt, "shared", "data"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if maps[i], err = syscall.Mmap(int(f.Fd()), 0, 1, syscall.PROT_READ, syscall.MAP_SHARED); err != nil {
+			t.Fatal(err)
+		}
+		defer syscall.Munmap(maps[i])
+	}
+	begin := time.Now()
+	const rounds = 200
+	for i := range rounds {
+		from, to := a, b
+		if i/3%2 == 1 { // both directions, and some changes in a row from one side
+			from, to = b, a
+		}
+		reader := view{t, filepath.Join(to.Mnt, "shared"), i}
+		cached(t, reader.dir, "data", "mode", "over", "spare", fmt.Sprintf("old%d", i), fmt.Sprintf("old%d", i+1), fmt.Sprintf("new%d", i), fmt.Sprintf("new%d", i-1))
+		view{t, filepath.Join(from.Mnt, "shared"), i}.change()
+		mapped := maps[0]
+		if to == b {
+			mapped = maps[1]
+		}
+		reader.check(mapped)
+		if t.Failed() {
+			return
+		}
+	}
+	t.Logf("%v a round", (time.Since(begin) / rounds).Round(time.Millisecond))
+}
+
+// race runs two functions at the same time.
+func race(f, g func() error) (ef, eg error) {
+	var wg sync.WaitGroup
+	start := make(chan struct{})
+	wg.Go(func() { <-start; ef = f() })
+	wg.Go(func() { <-start; eg = g() })
+	close(start)
+	wg.Wait()
+	return ef, eg
+}
+
+// Moves of two directories into each other: one wins, on one mount and on two.
+func TestMovesMakeNoCycle(t *testing.T) {
+	a, b := pair(t)
+	won := map[string]int{}
+	begin := time.Now()
+	const rounds = 200
+	for i := range rounds {
+		other := b
+		if i%2 == 1 {
+			other = a
+		}
+		base := filepath.Join(a.Mnt, "moves")
+		sh(t, "", fmt.Sprintf("mkdir -p %s/x/in %s/y/in", base, base))
+		there := filepath.Join(other.Mnt, "moves")
+		ex, ey := race(
+			func() error { return os.Rename(base+"/x", base+"/y/in/x") },
+			func() error { return os.Rename(there+"/y", there+"/x/in/y") })
+		if (ex == nil) == (ey == nil) {
+			t.Fatalf("round %d: both moves say %v and %v", i, ex, ey)
+		}
+		won[fmt.Sprintf("%v %v", i%2 == 1, ex == nil)]++
+		for _, p := range []*Peer{a, b} {
+			want := "y/in/x/in"
+			if ey == nil {
+				want = "x/in/y/in"
+			}
+			if info, err := os.Stat(filepath.Join(p.Mnt, "moves", want)); err != nil || !info.IsDir() {
+				t.Fatalf("round %d: %s does not see %s: %v (%v, %v)", i, p.Name, want, err, ex, ey)
+			}
+			if n, err := os.ReadDir(filepath.Join(p.Mnt, "moves")); err != nil || len(n) != 1 {
+				t.Fatalf("round %d: %s sees %v, %v", i, p.Name, n, err)
+			}
+		}
+		sh(t, "", "rm -r "+base)
+	}
+	t.Logf("won by (one mount, the first): %v; %v a round", won, (time.Since(begin) / rounds).Round(time.Millisecond))
+}
+
+// A file that one mount moves to another directory is always seen by the other, and never under both names.
+func TestRenameIsSeenWhole(t *testing.T) {
+	a, b := pair(t)
+	sh(t, "", "mkdir "+a.Mnt+"/d1 "+a.Mnt+"/d2")
+	exists := func(name string) bool {
+		_, err := os.Lstat(filepath.Join(b.Mnt, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+		return err == nil
+	}
+	looks := 0
+	begin := time.Now()
+	const rounds = 100
+	for i := range rounds {
+		from, to := fmt.Sprintf("d1/f%d", i), fmt.Sprintf("d2/f%d", i)
+		if err := os.WriteFile(filepath.Join(a.Mnt, from), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var moved atomic.Bool
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			defer moved.Store(true)
+			if err := os.Rename(filepath.Join(a.Mnt, from), filepath.Join(a.Mnt, to)); err != nil {
+				t.Error(err)
+			}
+		})
+		for done := false; !done && !t.Failed(); looks++ {
+			done = moved.Load()
+			// Once the old name has gone, the new one is there for good; once there is a new one, the old one has gone for good.
+			if !exists(from) && !exists(to) {
+				t.Errorf("round %d: neither name is seen", i)
+			}
+			if exists(to) && exists(from) {
+				t.Errorf("round %d: both names are seen", i)
+			}
+			if done && (exists(from) || !exists(to)) {
+				t.Errorf("round %d: the rename has been answered and is not seen", i)
+			}
+		}
+		wg.Wait()
+		if t.Failed() {
+			return
+		}
+	}
+	t.Logf("looked %d times; %v a round", looks, (time.Since(begin) / rounds).Round(time.Millisecond))
+}
+
+// A file that one mount has open and the other removes: what is read is the old content or ESTALE, never anything else; what
+// is written is refused, not lost silently; the file that has the name now is not touched.
+func TestOpenFileIsRemovedElsewhere(t *testing.T) {
+	a, b := pair(t)
+	stale := func(what string, err error) {
+		if err != nil && !errors.Is(err, syscall.ESTALE) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for i := range 40 {
+		from, to := a, b
+		if i%2 == 1 {
+			from, to = b, a
+		}
+		name := fmt.Sprint("open", i)
+		want := strings.Repeat(name, 20000)
+		if err := os.WriteFile(filepath.Join(from.Mnt, name), []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(filepath.Join(from.Mnt, name), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := os.Remove(filepath.Join(to.Mnt, name)); err != nil {
+			t.Fatal(err)
+		}
+		if i%4 > 1 {
+			if err := os.WriteFile(filepath.Join(to.Mnt, name), []byte("new"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		buf := make([]byte, len(want))
+		n, err := f.ReadAt(buf, 0)
+		stale("read", err)
+		if string(buf[:n]) != want[:n] || err == nil && n != len(want) {
+			t.Errorf("round %d: read %d bytes %.20q of a removed file", i, n, buf[:n])
+		}
+		info, err := f.Stat()
+		stale("stat", err)
+		if err == nil && info.Sys().(*syscall.Stat_t).Nlink != 0 {
+			t.Errorf("round %d: the removed file has %d links", i, info.Sys().(*syscall.Stat_t).Nlink)
+		}
+		_, err = f.WriteAt([]byte("late"), 0)
+		stale("write", err)
+		if err == nil {
+			if err = f.Sync(); err == nil {
+				t.Errorf("round %d: a write to a removed file was acknowledged, and synced", i)
+			}
+			stale("fsync", err)
+		}
+		if i%4 > 1 {
+			if got, err := os.ReadFile(filepath.Join(from.Mnt, name)); err != nil || string(got) != "new" {
+				t.Errorf("round %d: the new file has %.20q, %v", i, got, err)
+			}
+		}
+	}
+}

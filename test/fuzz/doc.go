@@ -1,0 +1,23 @@
+// Package fuzz does random things to mounts and compares what happens with what should.
+//
+//	TestOperations   random calls by several processes on a mount and on a local directory (the model),
+//	                 compared call by call and as trees, with remounts, kills of the mount and of peers in between
+//	TestOneFile      reads, writes, truncations, mmap and holes of one file against bytes in memory
+//	TestTwoMounts    names moved about by processes on two mounts at once; what was acknowledged is in the log of
+//	                 each process, and is what is there at the end
+//
+// Everything random comes from one seed, which is printed; MUTUALFS_SEED=N repeats it. MUTUALFS_FUZZ_TIME=1h runs each
+// test so long (make fuzz T=1h). Calls are values (Op), made by child processes (the test's own binary, started anew), so that
+// descriptors stay open over many calls and a call that hangs does not hang the test. A mismatch prints the last
+// calls and, if the same calls show it in a fresh directory, a shorter list that does.
+//
+// Differences between a mount and the model that are accepted, because file systems differ in them:
+//
+//   - size of directories, inode numbers, blocks, st_dev; times that the clock gives (that the clock gave one is compared:
+//     explicit times lie far from now); atime, except right after it was set
+//   - where holes begin and end (TestOneFile checks that what SEEK_HOLE calls a hole is zero)
+//   - set-group-ID without the group's execute permission: whether a write removes it depends on groups that FUSE does not tell
+//   - chown(-1, -1), which removes set-user-ID, is left out: the kernel does not tell a FUSE server; which of EINVAL and EISDIR read(2) of a directory returns
+//   - mtime of a FIFO: what is written into a pipe does not reach a FUSE server
+//   - opening a device: left out, for what a driver does is no matter of ours
+package fuzz
