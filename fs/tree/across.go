@@ -154,6 +154,7 @@ func (t *Tree) planMove(m *move, get func(blocks.RegisterID) *container) ([]part
 	}
 	exchange := m.flags&RenameExchange != 0
 	var garbage []blocks.RegisterID
+	var orphans []*Inode // of a directory that is replaced
 	if m.have && !exchange && !m.old.Child.IsZero() {
 		p, end := t.planEnd(get(m.old.Child), m.old, m.newDir, at)
 		parts = append(parts, p)
@@ -161,15 +162,19 @@ func (t *Tree) planMove(m *move, get func(blocks.RegisterID) *container) ([]part
 			garbage = append(garbage, m.old.Child)
 		}
 		if m.died = nil; isDir(m.old.Type) {
-			m.died = get(m.old.Child).st.Self.clone()
+			st := get(m.old.Child).st
+			m.died = st.Self.clone()
+			for _, n := range st.inodes {
+				orphans = append(orphans, n.clone())
+			}
 		}
 	}
 	if a == b {
-		o := t.keep(&Op{Kind: OpRename, Time: at, Name: m.name, New: m.newName, Ino: m.e.Ino, Ino2: m.old.Ino, Flags: uint32(m.flags)}, m.old.Ino)
+		o := t.keep(&Op{Kind: OpRename, Time: at, Name: m.name, New: m.newName, Ino: m.e.Ino, Ino2: m.old.Ino, Flags: uint32(m.flags), Inodes: orphans}, m.old.Ino)
 		return append(parts, part{c: a, op: o, onCommit: garbage}), nil
 	}
 	out := &Op{Kind: OpMove, Time: at, Name: m.name, Ino2: m.e.Ino}
-	in := &Op{Kind: OpMove, Time: at, Name: m.newName, Ino2: m.old.Ino, Entry: m.e, Drop: m.have && !exchange}
+	in := &Op{Kind: OpMove, Time: at, Name: m.newName, Ino2: m.old.Ino, Entry: m.e, Drop: m.have && !exchange, Inodes: orphans}
 	if in.Drop {
 		t.keep(in, m.old.Ino)
 	}

@@ -175,7 +175,16 @@ func (s *State) rename(o *Op, ef *Effect) {
 		delete(s.entries, o.Name)
 		s.entries[o.New] = from
 	}
+	s.adopt(o, ef)
 	s.touch(o.Time)
+}
+
+// adopt takes over the orphans of a directory that has been replaced.
+func (s *State) adopt(o *Op, ef *Effect) {
+	for _, n := range o.Inodes {
+		s.inodes[n.Ino] = n.clone()
+		ef.MovedIn = append(ef.MovedIn, n.Ino)
+	}
 }
 
 // changed sets the change time of an inode that lies here.
@@ -211,6 +220,8 @@ func (s *State) move(o *Op, ef *Effect) {
 			n.Nlink, n.Ctime = 1, o.Time
 			s.inodes[in.Ino] = n
 			ef.MovedIn = append(ef.MovedIn, in.Ino)
+		} else {
+			s.adopt(o, ef)
 		}
 	}
 	s.touch(o.Time)

@@ -325,6 +325,51 @@ func TestOrphans(t *testing.T) {
 	}
 }
 
+// An open file without a name outlives its directory, however that ends.
+func TestOrphansOfEndedDirectory(t *testing.T) {
+	for what, end := range map[string]func(ctx context.Context, m *mount, sub tree.Ino) error{
+		"rmdir": func(ctx context.Context, m *mount, _ tree.Ino) error { return m.Rmdir(ctx, tree.RootIno, "d") },
+		"rename": func(ctx context.Context, m *mount, _ tree.Ino) error {
+			return m.Rename(ctx, tree.RootIno, "e", tree.RootIno, "d", 0)
+		},
+		"rename from afar": func(ctx context.Context, m *mount, sub tree.Ino) error {
+			return m.Rename(ctx, sub, "e", tree.RootIno, "d", 0)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			ring := newRing(t)
+			m := start(t, ring, 1, t.TempDir(), nil)
+			ctx := t.Context()
+			d := mustMake(t, m, tree.RootIno, "d", dirMode)
+			f := mustMake(t, m, d, "f", regMode)
+			mustMake(t, m, tree.RootIno, "e", dirMode)
+			sub := mustMake(t, m, tree.RootIno, "sub", dirMode)
+			mustMake(t, m, sub, "e", dirMode)
+			if _, err := m.Open(ctx, f); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(m.Unlink(ctx, d, "f"), end(ctx, m, sub)); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Truncate(ctx, f, 5); err != nil {
+				t.Errorf("truncate: %v", err)
+			}
+			if a, err := m.Getattr(ctx, f); err != nil || a.Nlink != 0 || a.Size != 5 {
+				t.Errorf("open and unlinked: %+v, %v", a, err)
+			}
+			if err := m.Sync(ctx); err != nil {
+				t.Fatal(err)
+			}
+			m.Release(f)
+			eventually(t, "the orphan ends", func() bool {
+				_, err := m.Content(ctx, f)
+				return err != nil
+			})
+			m.Forget(f, 1)
+		})
+	}
+}
+
 // A crash at any record of the journal: what is before it happened, what is after it did not.
 func TestJournalCut(t *testing.T) {
 	w := &walker{t, rng(seed(t)), newModel()}

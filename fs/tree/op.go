@@ -14,7 +14,7 @@ const (
 	OpMake        OpKind = 1  // Name, Ino, Mode, Uid, Gid, Rdev, Data (target), Child (directories)
 	OpUnlink      OpKind = 2  // Name, Ino, Keep
 	OpRmdir       OpKind = 3  // Name, Ino, Child; what the child leaves behind: Stripes, Regs, Inodes (orphans)
-	OpRename      OpKind = 4  // Name to New, Ino, Ino2 (what is replaced or exchanged), Flags, Keep
+	OpRename      OpKind = 4  // Name to New, Ino, Ino2 (what is replaced or exchanged), Flags, Keep; Inodes: orphans of a replaced directory
 	OpLink        OpKind = 5  // Ino gets the name New
 	OpSetattr     OpKind = 6  // Ino, Set, Mode, Uid, Gid, Atime, Mtime
 	OpSetXattr    OpKind = 7  // Ino, Name, Data, Flags
@@ -25,7 +25,7 @@ const (
 	OpRelease     OpKind = 12 // Ino: an orphan ends
 	OpTouch       OpKind = 13 // the directory's times, and Ino's change time; Stripes become free
 	OpFreeClear   OpKind = 14 // Stripes, Regs have been deleted
-	OpMove        OpKind = 15 // Name: Ino2 goes out (Keep, Drop: it is replaced), Inodes[0]/Entry comes in
+	OpMove        OpKind = 15 // Name: Ino2 goes out (Keep, Drop: it is replaced), Entry comes in, Inodes: its inode, or orphans of a replaced directory
 	OpPromote     OpKind = 16 // Ino goes into container Child
 	OpReparent    OpKind = 17 // Child, Ino: the new parent of this directory
 	OpDie         OpKind = 18 // this directory is replaced; it must be empty

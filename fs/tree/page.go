@@ -181,11 +181,12 @@ func (s *State) leave(name string, ef *Effect) {
 	}
 }
 
-// die ends an empty directory or page. The head has taken over what an empty page leaves but its free stripes.
+// die ends an empty directory or page. Its orphans are taken over by the container that has the name which replaces the
+// directory, or by the page's head, and what else a page leaves, but its free stripes, by the head.
 func (s *State) die() {
 	s.Dead = true
+	clear(s.inodes)
 	if s.Kind == KindPage {
-		clear(s.inodes)
 		clear(s.freeRegs)
 	}
 }

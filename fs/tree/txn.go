@@ -218,7 +218,7 @@ func (t *Tree) resolveAll(ctx context.Context, id blocks.RegisterID, parts []par
 func (t *Tree) noteMoves(parts []part) error {
 	var last Seq
 	for _, p := range parts {
-		if p.op.Kind == OpMove || p.op.Kind == OpGather {
+		if p.op.Kind == OpMove || p.op.Kind == OpRename || p.op.Kind == OpGather {
 			for _, n := range p.op.Inodes {
 				last = t.noteMove(n.Ino, p.c.id)
 			}
