@@ -49,6 +49,8 @@ type Backend interface {
 	Read(ctx context.Context, ino tree.Ino, off uint64, p []byte) (int, error)
 	// Write writes all of p at off (at the end if append) or fails. p belongs to the caller again afterwards.
 	Write(ctx context.Context, ino tree.Ino, off uint64, p []byte, append bool) error
+	// DropCapability removes the capabilities that a file may have: it is about to be written by a process.
+	DropCapability(ctx context.Context, ino tree.Ino) error
 	// Seek is lseek's SEEK_DATA, or SEEK_HOLE if hole. ENXIO: off is not in the file, or no data follows.
 	Seek(ctx context.Context, ino tree.Ino, off uint64, hole bool) (uint64, error)
 	Fallocate(ctx context.Context, ino tree.Ino, off, n uint64, mode uint32) error

@@ -358,8 +358,15 @@ func (f *Face) writeFile(ctx context.Context, out *reply, r *fuse.WriteRequest) 
 			return err
 		}
 	}
-	// What the page cache writes back has its place already, whatever the descriptor said.
-	atEnd := r.FileFlags&fuse.OpenAppend != 0 && r.Flags&fuse.WriteCache == 0
+	// What the page cache writes back was mapped memory. It has its place already, whatever the descriptor said, and no
+	// process asked for it now.
+	mapped := r.Flags&fuse.WriteCache != 0
+	if !mapped {
+		if err := f.backend.DropCapability(ctx, node(r.Node)); err != nil {
+			return err
+		}
+	}
+	atEnd := r.FileFlags&fuse.OpenAppend != 0 && !mapped
 	if err := f.backend.Write(ctx, node(r.Node), uint64(r.Offset), r.Data, atEnd); err != nil {
 		return err
 	}

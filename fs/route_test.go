@@ -35,3 +35,35 @@ func TestEveryOpenIsFlushed(t *testing.T) {
 		out.free()
 	}
 }
+
+// writtenBackend counts writes and what they end.
+type writtenBackend struct {
+	Backend
+	writes, drops int
+}
+
+func (b *writtenBackend) Write(context.Context, tree.Ino, uint64, []byte, bool) error {
+	b.writes++
+	return nil
+}
+
+func (b *writtenBackend) DropCapability(context.Context, tree.Ino) error {
+	b.drops++
+	return nil
+}
+
+// A process that writes ends a file's capabilities, mapped memory that the kernel writes does not.
+func TestMappedMemoryLeavesCapabilities(t *testing.T) {
+	b := &writtenBackend{}
+	f := &Face{backend: b}
+	for i, flags := range []fuse.WriteFlags{0, fuse.WriteCache} {
+		out := newReply(false)
+		if err := f.writeFile(t.Context(), out, &fuse.WriteRequest{Data: []byte("x"), Flags: flags}); err != nil {
+			t.Fatal(err)
+		}
+		if b.writes != i+1 || b.drops != 1 {
+			t.Errorf("write %d with flags %v: %d writes, %d ends of capabilities", i, flags, b.writes, b.drops)
+		}
+		out.free()
+	}
+}

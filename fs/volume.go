@@ -32,6 +32,7 @@ type Names interface {
 	Setxattr(ctx context.Context, ino tree.Ino, name string, value []byte, flags uint32) error
 	Listxattr(ctx context.Context, ino tree.Ino) ([]string, error)
 	Removexattr(ctx context.Context, ino tree.Ino, name string) error
+	DropCapability(ctx context.Context, ino tree.Ino) error
 	Open(ctx context.Context, ino tree.Ino) (keepCache bool, err error)
 	Release(ino tree.Ino)
 	LateError(ino tree.Ino) error // what could not be committed, reported once

@@ -27,9 +27,6 @@ func (t *Tree) AppendData(ctx context.Context, ino Ino, off uint64, p []byte) (S
 	if err := t.hostRoom(ctx, int64(len(p))); err != nil {
 		return 0, err
 	}
-	if err := t.dropCapability(ctx, ino); err != nil {
-		return 0, err
-	}
 	home, err := t.home(ino)
 	if err != nil {
 		return 0, err
@@ -45,9 +42,9 @@ func (t *Tree) AppendData(ctx context.Context, ino Ino, off uint64, p []byte) (S
 // capability is the extended attribute that gives an executable privileges; whoever changes the content or the owner ends it.
 const capability = "security.capability"
 
-// dropCapability removes a file's capabilities before a write, where memory says that it has any. Set-user-ID and set-group-ID
-// are the caller's to drop: who may keep them depends on who writes.
-func (t *Tree) dropCapability(ctx context.Context, ino Ino) error {
+// DropCapability removes a file's capabilities before a write by a process, where memory says that it has any; what comes out of
+// mapped memory leaves them. Set-user-ID and set-group-ID are the caller's to drop: who may keep them depends on who writes.
+func (t *Tree) DropCapability(ctx context.Context, ino Ino) error {
 	has := false
 	err := t.readIno(NoWait(ctx), ino, func(_ *container, _ *State, n *Inode) error {
 		_, has = n.xattr(capability)
@@ -139,7 +136,7 @@ func (t *Tree) truncate(ctx context.Context, ino Ino, size uint64) (Attr, error)
 	if size > MaxFile {
 		return Attr{}, syscall.EFBIG
 	}
-	if err := t.dropCapability(ctx, ino); err != nil {
+	if err := t.DropCapability(ctx, ino); err != nil {
 		return Attr{}, err
 	}
 	applied := false

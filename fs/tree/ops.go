@@ -223,7 +223,7 @@ func (t *Tree) Setattr(ctx context.Context, ino Ino, set SetAttr) (Attr, error) 
 		ctx = mayWait(ctx) // the first half is done
 	}
 	if set.Uid != nil || set.Gid != nil {
-		if err := t.dropCapability(ctx, ino); err != nil {
+		if err := t.DropCapability(ctx, ino); err != nil {
 			return Attr{}, err
 		}
 	}

@@ -32,6 +32,13 @@ var found = []struct {
 		{Kind: "write", Len: 3059},
 		{Kind: "getxattr", Path: "a", Name: "security.capability", Len: 100},
 	}},
+	{"mapped memory leaves capabilities", []Op{
+		{Kind: "open", Path: "a", Flags: unix.O_RDWR | unix.O_CREAT, Mode: 0o755},
+		{Kind: "write", Len: 3059},
+		{Kind: "setxattr", Path: "a", Name: "security.capability", Fill: 1},
+		{Kind: "mmapwrite", Len: 1000},
+		{Kind: "getxattr", Path: "a", Name: "security.capability", Len: 100},
+	}},
 	{"the name of an extended attribute is a name space alone", []Op{
 		{Kind: "mkdir", Path: "a", Mode: 0o755},
 		{Kind: "setxattr", Path: "a", Name: "user.", Len: 10},
