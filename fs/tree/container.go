@@ -262,6 +262,9 @@ func (t *Tree) enqueue(c *container, o *Op) Seq {
 
 // mutateSlow commits one operation before it returns. again: a lease was taken, the fast way is open.
 func (t *Tree) mutateSlow(ctx context.Context, c *container, b build, done func(*container, *Op, Seq)) (ef Effect, again bool, err error) {
+	if err := t.flushName(ctx, c); err != nil {
+		return ef, false, err
+	}
 	if err := c.acquire(ctx); err != nil {
 		return ef, false, err
 	}
@@ -330,6 +333,18 @@ func (t *Tree) mutateSlow(ctx context.Context, c *container, b build, done func(
 			return ef, false, err
 		}
 	}
+}
+
+// flushName commits the name of a directory, and those above it, where they are pending. What is about to be agreed in the
+// directory is not in the journal, and a replay that has to make the name again makes the directory from the journal alone.
+func (t *Tree) flushName(ctx context.Context, c *container) error {
+	c.mu.Lock()
+	named := c.parent.IsZero()
+	c.mu.Unlock()
+	if named {
+		return nil
+	}
+	return t.flushPath(ctx, c.id)
 }
 
 // wasMade reports whether a change that met a conflict had been agreed at an earlier attempt, whose answer
