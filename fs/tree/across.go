@@ -263,30 +263,53 @@ func (t *Tree) notAbove(ctx context.Context, dir, where blocks.RegisterID) error
 	return fmt.Errorf("%w: directories nested deeper than %d", syscall.ELOOP, maxDepth)
 }
 
-// parentOf reads a directory's parent without taking it: the caller may have it or wait for others.
+// parentOf reads a directory's parent. It takes nothing and recalls nothing, for the caller has containers that others may wait
+// for; parents are changed by transactions alone, so nothing about them is pending with the holder of a lease.
 func (t *Tree) parentOf(ctx context.Context, id blocks.RegisterID) (blocks.RegisterID, error) {
 	c, err := t.cont(id)
 	if err != nil {
 		return id, err
 	}
+	for range maxResolutions {
+		parent, in, err := t.parentAndIntent(ctx, c)
+		if err != nil || in == nil || in.Op == nil || in.Op.Kind != OpReparent {
+			return parent, err
+		}
+		// A move that is committed counts, whether it has been resolved here or not. One that is pending never will be: whoever has
+		// the rename lock now has had it aborted.
+		tc, err := t.newContainer(in.Txn)
+		if err != nil {
+			return id, err
+		}
+		switch state, err := t.txnState(ctx, tc); {
+		case err != nil:
+			return id, err
+		case state == TxnCommitted:
+			return in.Op.Child, nil
+		case state != 0:
+			return parent, nil
+		}
+	}
+	return id, fmt.Errorf("container %s does not come to rest: %w", id.Short(), errAgain)
+}
+
+// parentAndIntent returns the agreed parent of a directory, and the intent that lies there.
+func (t *Tree) parentAndIntent(ctx context.Context, c *container) (blocks.RegisterID, *Intent, error) {
 	c.mu.Lock()
 	if c.st != nil && !c.fenced && t.leased(c) {
 		defer c.mu.Unlock()
-		return c.st.Parent, nil
+		return c.st.Parent, c.st.intent, nil
 	}
 	c.mu.Unlock()
-	r, err := t.regs.Read(ctx, id, 0)
+	r, err := t.regs.Peek(ctx, c.id)
 	if err != nil {
-		return id, fmt.Errorf("read container %s: %w", id.Short(), err)
-	}
-	if r.Deleted {
-		return id, syscall.ENOENT
+		return c.id, nil, fmt.Errorf("read container %s: %w", c.id.Short(), err)
 	}
 	st, err := c.stateOf(r)
 	if err != nil {
-		return id, err
+		return c.id, nil, err
 	}
-	return st.Parent, nil
+	return st.Parent, st.intent, nil
 }
 
 // promote gives a file of a directory a container of its own. It is atomic in the directory: before, nobody

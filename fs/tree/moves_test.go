@@ -1,15 +1,18 @@
 package tree_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/mutualfs/mutualfs/blocks"
 	"github.com/mutualfs/mutualfs/fs/tree"
+	"github.com/mutualfs/mutualfs/fs/tree/treetest"
 )
 
 // retried repeats a move that met others too often.
@@ -98,6 +101,73 @@ func TestRenameIsSeenWhole(t *testing.T) {
 		}
 		wg.Wait()
 		if t.Failed() {
+			return
+		}
+	}
+}
+
+// A move of a directory looks at those above while it has what it changes: it must not wait there for another mount, which may
+// be waiting for one of these.
+func TestMoveDoesNotWaitAbove(t *testing.T) {
+	ring := newRing(t)
+	a, b := start(t, ring, 1, t.TempDir(), nil), start(t, ring, 2, t.TempDir(), nil)
+	x := mustMake(t, a, tree.RootIno, "x", dirMode)
+	y := mustMake(t, a, mustMake(t, a, x, "between", dirMode), "y", dirMode)
+	mustMake(t, a, tree.RootIno, "d", dirMode)
+	mustMake(t, b, find(t, b, "x"), "f", regMode) // takes the lease
+	b.regs.SetFault(func(write bool, _ blocks.RegisterID, _ *blocks.Change) treetest.Fault {
+		if write { // the lease cannot be given back
+			return treetest.Fault{Err: blocks.ErrUnavailable}
+		}
+		return treetest.Fault{}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := a.Rename(ctx, tree.RootIno, "d", y, "d", 0); err != nil {
+		t.Error(err)
+	}
+	b.regs.SetFault(nil)
+	find(t, b, "x", "between", "y", "d")
+}
+
+// A mount dies at any step of a move of a directory, and another mount moves what would make a cycle with it: all can still be
+// reached from the root.
+func TestCrashedMoveMakesNoCycle(t *testing.T) {
+	for step := 0; ; step++ {
+		ring := newRing(t)
+		a := start(t, ring, 1, t.TempDir(), func(c *tree.Config) { c.CommitTimeout = 100 * time.Millisecond })
+		x, y := mustMake(t, a, tree.RootIno, "x", dirMode), mustMake(t, a, tree.RootIno, "y", dirMode)
+		mustMake(t, a, x, "in", dirMode)
+		inY := mustMake(t, a, mustMake(t, a, y, "in", dirMode), "deep", dirMode)
+		if err := a.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b := start(t, ring, 2, t.TempDir(), nil)
+		inX := find(t, b, "x", "in")
+		n := 0
+		var mu sync.Mutex
+		a.regs.SetFault(func(write bool, _ blocks.RegisterID, c *blocks.Change) treetest.Fault {
+			mu.Lock()
+			defer mu.Unlock()
+			if !write || c.Seq == 0 {
+				return treetest.Fault{}
+			}
+			if n++; n <= step {
+				return treetest.Fault{}
+			}
+			return treetest.Fault{Err: fmt.Errorf("%w: killed", blocks.ErrInvalid)}
+		})
+		err := a.Rename(t.Context(), tree.RootIno, "x", inY, "x", 0)
+		mu.Lock()
+		done := err == nil && n <= step
+		mu.Unlock()
+		a.kill(t)
+		_ = b.Rename(t.Context(), tree.RootIno, "y", inX, "y", 0)
+		lines := dump(t, b)
+		if len(lines) != 5 {
+			t.Fatalf("killed after %d proposals: of five directories only these can be reached: %q", step, lines)
+		}
+		if done {
 			return
 		}
 	}

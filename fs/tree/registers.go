@@ -11,6 +11,8 @@ type Registers interface {
 	// Read returns the newest agreed state, what is newer than version since; it is
 	// linearizable. A lease that another mount holds is recalled first.
 	Read(ctx context.Context, id blocks.RegisterID, since blocks.Version) (blocks.Register, error)
+	// Peek is Read of the whole value without the recall: what the holder of a lease has not proposed yet is not in it.
+	Peek(ctx context.Context, id blocks.RegisterID) (blocks.Register, error)
 	// Propose makes a change. Base 0 creates the register. ErrConflict: the register has changed
 	// since Base, and the first result says how. A change with Seq not above Applied[Origin] has been
 	// made already: success without effect. Any other error leaves it open whether the change was made.

@@ -245,6 +245,20 @@ func (s *Service) Lease(ctx context.Context, id blocks.RegisterID) (blocks.Lease
 	return st.Lease, nil
 }
 
+// Peek returns the newest agreed state and the whole value, linearizably, without recalling a lease: what its holder has not
+// proposed yet is not in it. Errors as of Read.
+func (s *Service) Peek(ctx context.Context, id blocks.RegisterID) (blocks.Register, error) {
+	st, p, err := s.readOnce(ctx, id, 0, 0)
+	if err != nil {
+		return blocks.Register{}, err
+	}
+	r := st.register(id, 0, p)
+	if st.Deleted {
+		err = fmt.Errorf("read register %s: %w: it was deleted", id.Short(), blocks.ErrNotFound)
+	}
+	return r, err
+}
+
 func (s *Service) recall(ctx context.Context, holder blocks.PeerID, id blocks.RegisterID, epoch uint64) error {
 	var e blocks.Encoder
 	e.ID(id.ID)

@@ -202,6 +202,21 @@ func TestLeaseIsLookedAt(t *testing.T) {
 	})
 }
 
+// Peek sees what the holder of a lease has proposed, and leaves the lease where it is.
+func TestPeekRecallsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, a, b := leaseWorld(t, 3, 1, nil)
+		defer w.stop()
+		if err := a.change(t.Context(), blocks.LeaseKeep); err != nil {
+			t.Fatal(err)
+		}
+		r, err := b.svc.Peek(t.Context(), b.id)
+		if err != nil || r.Version != a.now.Version || len(r.Deltas) == 0 || r.Lease.Holder != a.peer.id || !a.holds() {
+			t.Errorf("%+v, %v; want version %d, leased", r, err, a.now.Version)
+		}
+	})
+}
+
 func TestLeaseAfterARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, a, _ := leaseWorld(t, 3, 1, nil)

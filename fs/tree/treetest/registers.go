@@ -239,6 +239,15 @@ func (m *Mount) free(ctx context.Context, id blocks.RegisterID) error {
 
 // Read is linearizable and recalls the lease of another mount first.
 func (m *Mount) Read(ctx context.Context, id blocks.RegisterID, since blocks.Version) (blocks.Register, error) {
+	return m.read(ctx, id, since, true)
+}
+
+// Peek is Read without the recall.
+func (m *Mount) Peek(ctx context.Context, id blocks.RegisterID) (blocks.Register, error) {
+	return m.read(ctx, id, 0, false)
+}
+
+func (m *Mount) read(ctx context.Context, id blocks.RegisterID, since blocks.Version, recall bool) (blocks.Register, error) {
 	f, err := m.enter(ctx, id, nil)
 	if err != nil {
 		return blocks.Register{}, err
@@ -246,8 +255,10 @@ func (m *Mount) Read(ctx context.Context, id blocks.RegisterID, since blocks.Ver
 	if f.Err != nil {
 		return blocks.Register{}, f.Err
 	}
-	if err := m.free(ctx, id); err != nil {
-		return blocks.Register{}, err
+	if recall {
+		if err := m.free(ctx, id); err != nil {
+			return blocks.Register{}, err
+		}
 	}
 	m.ring.mu.Lock()
 	defer m.ring.mu.Unlock()
