@@ -27,6 +27,7 @@ func (p *peer) controlHandler() http.Handler {
 		return p.locate(r.Context(), r.URL.Query().Get("path"))
 	}))
 	mux.Handle("POST /scrub", stream(p.scrub))
+	mux.Handle("POST /check", stream(p.check))
 	handleProfiles(mux)
 	return mux
 }

@@ -105,7 +105,7 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		newMountCommand(), newUnmountCommand(), newInitCommand(), newInviteCommand(), newJoinCommand(),
 		newServeCommand(), newStatusCommand(), newWaitCommand(), newLocateCommand(), newRingCommand(),
-		newScrubCommand(), newVersionCommand(),
+		newScrubCommand(), newCheckCommand(), newVersionCommand(),
 	)
 	for _, c := range append(root.Commands(), root) {
 		if args := c.Args; args != nil {

@@ -41,6 +41,7 @@ type peer struct {
 	registers *register.Service
 	stripes   *parity.Store
 	volume    atomic.Pointer[volume] // nil: no mount
+	opened    atomic.Pointer[volume] // from before its journal is replayed until it is stored; nil: none
 }
 
 // lockDataDir keeps a second process out of a data directory.
@@ -186,6 +187,7 @@ func (p *peer) openServices(mount bool) error {
 		return err
 	}
 	p.ring.Handle(kindFreed, p.serveFreed)
+	p.ring.Handle(kindSettle, p.serveSettle)
 	stripes := parity.Default()
 	stripes.K, stripes.M, stripes.VolumeKey, stripes.Placer = d.ring.DataShards, d.ring.Tolerate, d.volumeKey, p.shards
 	stripes.Rand, stripes.Log, stripes.Release = rand.Reader, p.log, mux.Release

@@ -81,6 +81,8 @@ func (p *peer) serveMount(ctx context.Context, mountpoint string, options []fuse
 	if err != nil {
 		return err
 	}
+	p.opened.Store(v)
+	defer p.opened.Store(nil)
 	l := newLayers(ctx)
 	l.start("content", v.files.Run)
 	l.start("tree", v.tree.Run)

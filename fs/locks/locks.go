@@ -168,6 +168,15 @@ func New(cfg Config) (*Locks, error) {
 // SetFiles sets who knows the files' data. Call it before the first lock.
 func (l *Locks) SetFiles(f Files) { l.cfg.Files = f }
 
+// RegisterIDs lists the registers that hold the locks of the volume with that root.
+func RegisterIDs(root blocks.RegisterID) []blocks.RegisterID {
+	ids := make([]blocks.RegisterID, Shards)
+	for i := range ids {
+		ids[i] = shardID(root, i)
+	}
+	return ids
+}
+
 // shardID names the register of a shard.
 func shardID(root blocks.RegisterID, i int) blocks.RegisterID {
 	return blocks.RegisterID{ID: blocks.HashID([]byte("mutualfs locks"), root.ID[:], []byte{byte(i)})}

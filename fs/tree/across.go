@@ -315,6 +315,7 @@ func (t *Tree) parentAndIntent(ctx context.Context, c *container) (blocks.Regist
 // promote gives a file of a directory a container of its own. It is atomic in the directory: before, nobody
 // knows the new container.
 func (t *Tree) promote(ctx context.Context, home blocks.RegisterID, ino Ino) error {
+	defer t.making.enter()()
 	id, err := t.newID()
 	if err != nil {
 		return err

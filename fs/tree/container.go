@@ -262,6 +262,7 @@ func (t *Tree) enqueue(c *container, o *Op) Seq {
 
 // mutateSlow commits one operation before it returns. again: a lease was taken, the fast way is open.
 func (t *Tree) mutateSlow(ctx context.Context, c *container, b build, done func(*container, *Op, Seq)) (ef Effect, again bool, err error) {
+	defer t.making.enter()()
 	if err := t.flushName(ctx, c); err != nil {
 		return ef, false, err
 	}

@@ -12,6 +12,7 @@ import (
 // parent the child is created first.
 func (t *Tree) mkdir(ctx context.Context, dir Ino, parent blocks.RegisterID, name string, args MakeArgs) (Attr, error) {
 	var a Attr
+	defer t.making.enter()()
 	id, err := t.newID()
 	if err != nil {
 		return a, err

@@ -96,6 +96,7 @@ type share struct {
 // split moves names of a crowded container to new pages: all of a directory's, half of a page's. apart are
 // inodes whose names would come to lie in different places: they must be promoted before.
 func (t *Tree) split(ctx context.Context, c *container) (apart []Ino, err error) {
+	defer t.making.enter()()
 	if err := t.flushPath(ctx, c.id); err != nil {
 		return nil, err
 	}

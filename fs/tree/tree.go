@@ -142,6 +142,7 @@ type Tree struct {
 	ready    chan struct{}
 	flushNow chan struct{}
 	freeNow  chan struct{}
+	making   sections
 
 	mu      sync.RWMutex // guards the two maps and the nodes in them
 	conts   map[blocks.RegisterID]*container

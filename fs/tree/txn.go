@@ -25,6 +25,7 @@ func (t *Tree) transact(ctx context.Context, ids []blocks.RegisterID, plan func(
 	if !MayWait(ctx) {
 		return ErrWait
 	}
+	defer t.making.enter()()
 	slices.SortFunc(ids, func(a, b blocks.RegisterID) int { return a.Compare(b.ID) })
 	ids = slices.Compact(ids)
 	for _, id := range ids {

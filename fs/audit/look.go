@@ -1,0 +1,162 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mutualfs/mutualfs/blocks"
+	"github.com/mutualfs/mutualfs/fs/tree"
+)
+
+// Stripe is what the storage peers that answered have of one stripe.
+type Stripe struct {
+	Ref    blocks.StripeRef
+	Owner  blocks.Owner
+	Shards int  // different good ones
+	Dead   bool // some peer knows that it was deleted
+}
+
+// Look is what was seen of a volume: every register that some peer has or that another register names, and the stripes
+// before and after these were read. The registers were read one after the other, so that a look at a volume that
+// changes may show what never was.
+type Look struct {
+	Root      blocks.RegisterID
+	Registers map[blocks.RegisterID]*tree.Facts
+	Ended     map[blocks.RegisterID]bool  // named or listed, and deleted
+	Unread    map[blocks.RegisterID]error // what is in these is not known
+	// Listed says that every storage peer that counts has said what registers it has: Registers has all.
+	Listed bool
+	// Before and After are the stripes on the disks. Counted says that every storage peer that counts has said what it had after.
+	Before, After map[blocks.StripeID]Stripe
+	Counted       bool
+	// Keepers are the peers that may have files open, or in their journals: those that are mounted, and those that
+	// cannot be asked.
+	Keepers map[blocks.PeerID]bool
+}
+
+const (
+	readParallel  = 16               // registers that are read at the same time
+	readLimit     = 10 * time.Second // for one register
+	progressEvery = 64               // registers between two reports
+)
+
+// look reads all registers: those that are listed, and those that they name. What a look before has seen is read again only
+// if it has changed; steady says that since then no inode has come or gone but by being made or removed, in no register.
+func (a *Auditor) look(ctx context.Context, old *Look, progress func(done, total int)) (l *Look, steady bool, err error) {
+	l = &Look{Root: a.cfg.Root, Registers: map[blocks.RegisterID]*tree.Facts{}, Ended: map[blocks.RegisterID]bool{}, Unread: map[blocks.RegisterID]error{}}
+	r := &reading{a: a, old: old, look: l, steady: old != nil, seen: map[blocks.RegisterID]bool{}}
+	r.add(a.cfg.Root)
+	err = a.cfg.Ring.Registers(ctx, func(id blocks.RegisterID) { r.add(id) })
+	if l.Listed = err == nil; err != nil && !errors.Is(err, blocks.ErrUnavailable) {
+		return nil, false, err
+	}
+	for len(r.todo) > 0 {
+		todo := r.todo
+		r.todo = nil
+		g, gctx := errgroup.WithContext(ctx)
+		g.SetLimit(readParallel)
+		for i, id := range todo {
+			if progress != nil && i%progressEvery == 0 {
+				progress(len(r.seen)-len(todo)+i, len(r.seen))
+			}
+			g.Go(func() error { return r.one(gctx, id) })
+		}
+		if err := g.Wait(); err != nil {
+			return nil, false, err
+		}
+	}
+	return l, r.steady && l.Listed && sameRegisters(old, l), nil
+}
+
+// reading is a look that is under way.
+type reading struct {
+	a   *Auditor
+	old *Look
+
+	mu     sync.Mutex
+	look   *Look
+	steady bool
+	seen   map[blocks.RegisterID]bool
+	todo   []blocks.RegisterID
+}
+
+func (r *reading) add(ids ...blocks.RegisterID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range ids {
+		if !id.IsZero() && !r.seen[id] && !r.a.cfg.Other(id) {
+			r.seen[id] = true
+			r.todo = append(r.todo, id)
+		}
+	}
+}
+
+// one reads a register and notes those that it names.
+func (r *reading) one(ctx context.Context, id blocks.RegisterID) error {
+	var was *tree.Facts
+	if r.old != nil {
+		was = r.old.Registers[id]
+	}
+	f, steady, err := r.a.read(ctx, id, was)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	r.mu.Lock()
+	switch {
+	case errors.Is(err, blocks.ErrNotFound):
+		r.look.Ended[id] = true
+	case err != nil:
+		r.look.Unread[id] = err
+		r.steady = false
+	default:
+		r.look.Registers[id] = f
+		r.steady = r.steady && (steady || f.Kind == tree.KindTxn)
+	}
+	r.mu.Unlock()
+	if err == nil {
+		r.add(references(f)...)
+	}
+	return nil
+}
+
+func (a *Auditor) read(ctx context.Context, id blocks.RegisterID, was *tree.Facts) (*tree.Facts, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
+	if was != nil {
+		return a.cfg.Survey.Again(ctx, was)
+	}
+	f, err := a.cfg.Survey.Facts(ctx, id)
+	return f, false, err
+}
+
+// sameRegisters reports whether two looks saw the same containers. Transactions come and go; what they do shows in their
+// participants.
+func sameRegisters(a, b *Look) bool {
+	within := func(a, b *Look) bool {
+		for id, f := range a.Registers {
+			if f.Kind != tree.KindTxn && b.Registers[id] == nil {
+				return false
+			}
+		}
+		return true
+	}
+	return a != nil && a.Listed && within(a, b) && within(b, a)
+}
+
+// references lists the registers that a register names.
+func references(f *tree.Facts) []blocks.RegisterID {
+	ids := append([]blocks.RegisterID{f.Parent, f.Next}, f.Pages...)
+	for i := range f.Names {
+		ids = append(ids, f.Names[i].Child)
+	}
+	for id := range f.Refs {
+		ids = append(ids, id)
+	}
+	ids = append(ids, f.FreeRegs...)
+	ids = append(ids, f.Txns...)
+	return append(ids, f.Brings...)
+}
