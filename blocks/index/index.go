@@ -204,10 +204,14 @@ func (s *store) Apply(changes []blocks.IndexChange, sync bool) error {
 
 // Scan implements blocks.Index.
 func (s *store) Scan(from, to []byte, fn func(key, value []byte) bool) error {
-	if len(to) == 0 {
-		to = nil
+	bounds := &pebble.IterOptions{}
+	if len(from) > 0 { // what is empty and not nil lets pebble panic in builds with the race detector
+		bounds.LowerBound = from
 	}
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
+	if len(to) > 0 {
+		bounds.UpperBound = to
+	}
+	it, err := s.db.NewIter(bounds)
 	if err != nil {
 		return classify(err)
 	}
