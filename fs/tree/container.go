@@ -42,9 +42,9 @@ type container struct {
 	ops      []pending
 	inflight int // of ops, in the batch that is being committed
 	since    time.Time
-	flushing bool
+	flushing bool              // a batch, or a read of the register, is under way: no other batch
 	queued   bool              // the flusher is at it
-	done     chan struct{}     // closed when the running flush ends
+	done     chan struct{}     // closed when that ends
 	birth    Seq               // of the operation that makes it
 	parent   blocks.RegisterID // where the operation that names it is pending; zero: it is named
 	endedIn  blocks.RegisterID // of a directory that was removed here: where the operation that removed its name is

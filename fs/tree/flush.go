@@ -190,7 +190,7 @@ func (t *Tree) flush(ctx context.Context, c *container, held bool) error {
 			continue
 		}
 		b := t.cut(c)
-		c.flushing, c.done = true, make(chan struct{})
+		c.beginFlush()
 		c.mu.Unlock()
 		err := t.commit(ctx, c, b)
 		t.finishFlush(c, b, err)

@@ -37,11 +37,14 @@ func (t *Tree) validate(ctx context.Context, c *container) error {
 	return fmt.Errorf("%w: container %s: one transaction after the other: %w", blocks.ErrBusy, c.id.Short(), ctx.Err())
 }
 
-// refresh reads the register unless a lease makes that needless.
+// refresh reads the register unless a lease makes that needless. No batch is committed between the read and the moment when
+// its result is taken over: what the read returned would be older than what memory has, or have a part of what is
+// pending. busy must be held.
 func (t *Tree) refresh(ctx context.Context, c *container) error {
-	if err := c.awaitFlush(ctx); err != nil {
+	if err := c.holdFlush(ctx); err != nil {
 		return err
 	}
+	defer c.endFlush()
 	c.mu.Lock()
 	if c.st != nil && !c.fenced && t.leased(c) || c.removed {
 		c.mu.Unlock()
@@ -74,6 +77,35 @@ func (t *Tree) refresh(ctx context.Context, c *container) error {
 		}
 	}
 	return t.adopt(ctx, c, r, moved, dirty)
+}
+
+// holdFlush waits until no batch is under way, and lets none begin until endFlush.
+func (c *container) holdFlush(ctx context.Context) error {
+	for {
+		if err := c.awaitFlush(ctx); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		free := !c.flushing
+		if free {
+			c.beginFlush()
+		}
+		c.mu.Unlock()
+		if free {
+			return nil
+		}
+	}
+}
+
+// beginFlush says that a batch, or a read, is under way. mu must be held.
+func (c *container) beginFlush() { c.flushing, c.done = true, make(chan struct{}) }
+
+// endFlush undoes holdFlush.
+func (c *container) endFlush() {
+	c.mu.Lock()
+	c.flushing = false
+	close(c.done)
+	c.mu.Unlock()
 }
 
 // awaitFlush waits until no batch is under way.

@@ -39,7 +39,8 @@ func NewRing() *Ring {
 type Fault struct {
 	Err   error
 	Lost  bool
-	Delay time.Duration
+	Delay time.Duration // of the request
+	Late  time.Duration // of the answer
 }
 
 // Mount is one mount's view: a tree.Registers.
@@ -255,6 +256,7 @@ func (m *Mount) read(ctx context.Context, id blocks.RegisterID, since blocks.Ver
 	if f.Err != nil {
 		return blocks.Register{}, f.Err
 	}
+	defer time.Sleep(f.Late)
 	if recall {
 		if err := m.free(ctx, id); err != nil {
 			return blocks.Register{}, err
@@ -325,6 +327,7 @@ func (m *Mount) Propose(ctx context.Context, id blocks.RegisterID, c blocks.Chan
 		return blocks.Register{}, err
 	}
 	r, err := m.propose(id, c)
+	time.Sleep(f.Late)
 	if f.Err != nil {
 		return blocks.Register{}, f.Err
 	}
