@@ -48,7 +48,7 @@ test: test-tools build
 
 race:
 	@command -v gcc >/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y gcc libc6-dev; }
-	CGO_ENABLED=1 go test -race -timeout 20m ./blocks/... ./parity/... ./mux/... ./overlay/... ./fs/...
+	@test/race ./blocks/... ./parity/... ./mux/... ./overlay/... ./fs/...
 
 T ?= 10m
 fuzz: test-tools
