@@ -56,6 +56,7 @@ type container struct {
 	readsAt  time.Time
 	astray   []stray // pending operations that belong to other containers now
 	salvage  *State  // the state before a reload, for what must not vanish
+	ahead    place   // it was read ahead, and has not been asked for since
 	pageInfo
 }
 
@@ -121,18 +122,12 @@ func (t *Tree) read(ctx context.Context, id blocks.RegisterID, f func(c *contain
 	}
 	_, flush := ctx.(asFlush)
 	c.mu.Lock()
-	closed := c.closed
-	c.closed = closed && !flush
-	ok := t.fast(c)
-	c.closed = closed
-	if ok {
-		defer c.mu.Unlock()
-		if err := c.gone(); err != nil {
-			return err
-		}
-		return f(c, c.st)
-	}
+	t.noteUse(c)
+	ok, err := t.readFast(c, flush, f)
 	c.mu.Unlock()
+	if ok {
+		return err
+	}
 	if !MayWait(ctx) {
 		return ErrWait
 	}
@@ -152,6 +147,21 @@ func (t *Tree) read(ctx context.Context, id blocks.RegisterID, f func(c *contain
 		return err
 	}
 	return f(c, c.st)
+}
+
+// readFast calls f if memory can answer. mu must be held. flush: it belongs to what a recall waits for.
+func (t *Tree) readFast(c *container, flush bool, f func(c *container, s *State) error) (ok bool, err error) {
+	closed := c.closed
+	c.closed = closed && !flush
+	ok = t.fast(c)
+	c.closed = closed
+	if !ok {
+		return false, nil
+	}
+	if err := c.gone(); err != nil {
+		return true, err
+	}
+	return true, f(c, c.st)
 }
 
 // build makes the operation from the state that it will be applied to.

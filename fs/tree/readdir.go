@@ -98,12 +98,13 @@ func (l *lister) add(c *container, s *State) {
 	}
 }
 
-// fillChildren adds the attributes that memory has at hand.
+// fillChildren adds the attributes that memory has at hand. The directories among the others are read ahead once one of them is used.
 func (l *lister) fillChildren(ctx context.Context) {
+	var rest []blocks.RegisterID
 	for _, ch := range l.children {
 		e := &l.entries[ch.i]
 		a, err := l.t.dirAttr(NoWait(ctx), func(f func(c *container, s *State, n *Inode) error) error {
-			return l.t.read(NoWait(ctx), ch.child, func(c *container, s *State) error {
+			return l.t.peek(ch.child, func(c *container, s *State) error {
 				if n := s.inode(e.Attr.Ino); n != nil {
 					return f(c, s, n)
 				}
@@ -111,10 +112,32 @@ func (l *lister) fillChildren(ctx context.Context) {
 			})
 		})
 		if err != nil {
+			if isDir(e.Attr.Mode) {
+				rest = append(rest, ch.child)
+			}
 			continue
 		}
 		if e.Attr, e.Full = a, true; !ch.sure {
 			e.Attr.Valid = 0
 		}
 	}
+	if len(rest) > 0 {
+		l.t.ahead.listed(rest, l.children[0].sure)
+	}
+}
+
+// peek is a read from memory that does not count as a use of the container: ErrWait if memory cannot answer.
+func (t *Tree) peek(id blocks.RegisterID, f func(c *container, s *State) error) error {
+	t.mu.RLock()
+	c := t.conts[id]
+	t.mu.RUnlock()
+	if c == nil {
+		return ErrWait
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if ok, err := t.readFast(c, false, f); ok {
+		return err
+	}
+	return ErrWait
 }

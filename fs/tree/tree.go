@@ -143,6 +143,7 @@ type Tree struct {
 	flushNow chan struct{}
 	freeNow  chan struct{}
 	making   sections
+	ahead    ahead
 
 	mu      sync.RWMutex // guards the two maps and the nodes in them
 	conts   map[blocks.RegisterID]*container
@@ -158,7 +159,7 @@ func New(cfg Config) (*Tree, error) {
 	}
 	t := &Tree{cfg: cfg, regs: cfg.Registers, log: zerolog.Nop(), hooks: cfg.Hooks, floor: func() Seq { return 0 },
 		ready: make(chan struct{}), flushNow: make(chan struct{}, 1), freeNow: make(chan struct{}, 1),
-		conts: map[blocks.RegisterID]*container{}, nodes: map[Ino]*node{}, orphans: map[Ino]struct{}{}}
+		conts: map[blocks.RegisterID]*container{}, nodes: map[Ino]*node{}, orphans: map[Ino]struct{}{}, ahead: newAhead()}
 	if cfg.Log != nil {
 		t.log = *cfg.Log
 	}
@@ -201,6 +202,7 @@ func (t *Tree) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { t.flusher(ctx) })
 	wg.Go(func() { t.freer(ctx) })
+	wg.Go(func() { t.readAhead(ctx) })
 	wg.Wait()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.CommitTimeout)
 	defer cancel()
