@@ -85,6 +85,24 @@ func init() {
 		"readdir":  readDir,
 		"freaddir": func(c *child, o *Op, r *Result) (err error) { r.Names, err = readNames(c.fd(o.Slot)); return err },
 
+		"with": with,
+		"stored": func(c *child, o *Op, r *Result) error {
+			if err := calls["pwrite"](c, o, r); err != nil {
+				return err
+			}
+			return unix.Fsync(c.fd(o.Slot))
+		},
+		"flock": func(c *child, o *Op, _ *Result) error { return unix.Flock(c.fd(o.Slot), o.Flags|unix.LOCK_NB) },
+		"setlk": func(c *child, o *Op, _ *Result) error {
+			return unix.FcntlFlock(uintptr(c.fd(o.Slot)), unix.F_SETLK, &unix.Flock_t{Type: int16(o.Flags), Start: o.Off, Len: o.Len})
+		},
+		"getlk": func(c *child, o *Op, r *Result) error { // which of several locks in the way is told is nobody's promise
+			l := unix.Flock_t{Type: int16(o.Flags), Start: o.Off, Len: o.Len}
+			err := unix.FcntlFlock(uintptr(c.fd(o.Slot)), unix.F_GETLK, &l)
+			r.N = int64(btoi(l.Type != unix.F_UNLCK))
+			return err
+		},
+
 		// There is no getxattrat: these begin at the root.
 		"getxattr": func(c *child, o *Op, r *Result) error {
 			return read(r, o.Len, func(p []byte) (int, error) { return unix.Lgetxattr(c.path(noSlot, o.Path), o.Name, p) })

@@ -18,8 +18,11 @@ import (
 // child makes calls in a process of its own.
 type child struct {
 	root string
-	fds  [slots]int
+	fds  [slots + 1]int // the last one is spare's
 }
+
+// spare is the slot of a descriptor that is closed by the call that opened it.
+const spare = slots
 
 // Serve reads calls from r, makes them and writes their results to w until r ends.
 func Serve(r io.Reader, w io.Writer) error {
@@ -54,7 +57,10 @@ func (c *child) do(o *Op) (r Result) {
 		_ = unix.Setfsgid(o.UID)
 		_ = unix.Setfsuid(o.UID)
 	}
-	err := call(c, o, &r)
+	var err error
+	if r.Skip = o.Shared && c.leftOut(o); !r.Skip {
+		err = call(c, o, &r)
+	}
 	if o.UID != 0 {
 		_ = unix.Setfsuid(0)
 		_ = unix.Setfsgid(0)
@@ -63,7 +69,7 @@ func (c *child) do(o *Op) (r Result) {
 		r.Errno = syscall.EIO // for the other side has none
 		fmt.Fprintln(os.Stderr, o, err)
 	}
-	if o.Check && r.Attr == nil {
+	if o.Check && r.Attr == nil && !r.Skip {
 		r.Attr = c.check(o)
 	}
 	return r

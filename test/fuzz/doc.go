@@ -2,12 +2,15 @@
 //
 //	TestOperations   random calls by several processes on a mount and on a local directory (the model),
 //	                 compared call by call and as trees, with remounts, kills of the mount and of peers in between
+//	TestShared       the same by processes on two mounts that take turns, each call on the mount of its process: what one
+//	                 has done the other sees as soon as the call has returned; advisory locks among the calls
 //	TestOneFile      reads, writes, truncations, mmap and holes of one file against bytes in memory
 //	TestTwoMounts    names moved about by processes on two mounts at once; what was acknowledged is in the log of
 //	                 each process, and is what is there at the end
 //
-// Everything random comes from one seed, which is printed; MUTUALFS_SEED=N repeats it. MUTUALFS_FUZZ_TIME=1h runs each
-// test so long (make fuzz T=1h). Calls are values (Op), made by child processes (the test's own binary, started anew), so that
+// Everything random comes from one seed, which is printed: always the same one, so that go test makes the same calls each time, unless
+// MUTUALFS_SEED=N names another. MUTUALFS_FUZZ_TIME=1h runs each test so long and from a new seed (make fuzz T=1h). How far a run comes
+// depends on the machine, what it does on the way does not (TestTwoMounts aside, whose processes race). Calls are values (Op), made by child processes (the test's own binary, started anew), so that
 // descriptors stay open over many calls and a call that hangs does not hang the test. A mismatch prints the last
 // calls and, if the same calls show it in a fresh directory, a shorter list that does.
 //
@@ -20,4 +23,6 @@
 //   - chown(-1, -1), which removes set-user-ID, is left out: the kernel does not tell a FUSE server; which of EINVAL and EISDIR read(2) of a directory returns
 //   - mtime of a FIFO: what is written into a pipe does not reach a FUSE server
 //   - opening a device: left out, for what a driver does is no matter of ours
+//   - TestShared leaves out what two mounts do not promise each other: reading through a descriptor that was open before the other
+//     wrote, data that is neither closed nor stored, descriptors of what has no name any more, FIFOs, and locks of directories
 package fuzz

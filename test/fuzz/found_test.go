@@ -104,7 +104,7 @@ var found = []struct {
 
 // TestFound makes the calls that once showed a mismatch.
 func TestFound(t *testing.T) {
-	w := newWorld(t, 1, 1)
+	w := newWorld(t, 1, 1).processes(3)
 	for i, f := range found {
 		t.Run(f.name, func(t *testing.T) {
 			ops := make([]Op, len(f.ops))
@@ -117,7 +117,7 @@ func TestFound(t *testing.T) {
 				}
 				ops[j] = o
 			}
-			if m := replay(w.pairs, w.mounts[0].Mnt, w.model, fmt.Sprintf("found%d", i), ops); m != nil {
+			if m := replay(w.pairs, w.bases(), fmt.Sprintf("found%d", i), ops); m != nil {
 				t.Error(m.Report())
 			}
 		})

@@ -21,6 +21,7 @@ type generator struct {
 	open  [][slots]bool // which descriptors are open, by process
 	dirs  [][slots]bool // which of those are directories
 
+	shared bool // on two mounts in turn
 }
 
 func newGenerator(seed, stream uint64, root string, procs int, kinds []kind) *generator {
@@ -37,7 +38,7 @@ func (g *generator) Next() Op {
 		g.age = lookEvery
 		g.look()
 	}
-	o := Op{At: noSlot, At2: noSlot, Proc: g.rng.IntN(g.procs), Check: g.rng.IntN(3) == 0}
+	o := Op{At: noSlot, At2: noSlot, Proc: g.rng.IntN(g.procs), Check: g.rng.IntN(3) == 0, Shared: g.shared}
 	if g.rng.IntN(8) == 0 {
 		o.UID = 1000 + g.rng.IntN(2)
 	}

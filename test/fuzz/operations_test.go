@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -20,22 +19,22 @@ type world struct {
 	seed   uint64
 	rng    *rand.Rand
 	mounts []*cluster.Peer
-	at     int // the mount in use
+	at     int // the mount in use, if not all are
 	peers  []*cluster.Peer
 	model  string
 	pairs  []pair
 	calls  int
 	rounds int
 
-	kinds  []kind
-	single bool // each process always in its own subtree
+	kinds    []kind
+	single   bool // each process always in its own subtree
+	shared   bool // the processes use the mounts in turn
+	perRound int  // calls of a process in a round
 }
 
-// processes is how many make calls.
-const processes = 3
-
+// newWorld makes a ring of so many peers, and mounts it: a ring of one on its only peer and clients, a larger one on clients.
 func newWorld(t *testing.T, peers, mounts int) *world {
-	w := &world{t: t, seed: seed(t), model: t.TempDir(), kinds: allKinds}
+	w := &world{t: t, seed: seed(t), model: t.TempDir(), kinds: allKinds, perRound: 400}
 	w.rng = rand.New(rand.NewPCG(w.seed, 1))
 	first := cluster.Init(t, cluster.Options{})
 	if peers == 1 {
@@ -45,9 +44,9 @@ func newWorld(t *testing.T, peers, mounts int) *world {
 		for i := 1; i < peers; i++ {
 			w.peers = append(w.peers, first.Join(t, fmt.Sprintf("peer%d", i), cluster.Options{}))
 		}
-		for i := range mounts {
-			w.mounts = append(w.mounts, first.Join(t, fmt.Sprintf("client%d", i), cluster.Options{Capacity: "0"}))
-		}
+	}
+	for i := len(w.mounts); i < mounts; i++ {
+		w.mounts = append(w.mounts, first.Join(t, fmt.Sprintf("client%d", i), cluster.Options{Capacity: "0"}))
 	}
 	for _, p := range w.peers {
 		p.Start()
@@ -57,15 +56,31 @@ func newWorld(t *testing.T, peers, mounts int) *world {
 		m.Start()
 	}
 	w.mounts[0].Wait(time.Minute)
-	for range processes {
+	return w
+}
+
+// processes starts so many, each with its twin.
+func (w *world) processes(n int) *world {
+	for range n {
 		p, err := startPair()
 		if err != nil {
-			t.Fatal(err)
+			w.t.Fatal(err)
 		}
-		t.Cleanup(p.end)
+		w.t.Cleanup(p.end)
 		w.pairs = append(w.pairs, p)
 	}
 	return w
+}
+
+// bases are the mounts in use and the model.
+func (w *world) bases() bases {
+	b := bases{model: w.model}
+	for i, m := range w.mounts {
+		if w.shared || i == w.at {
+			b.mounts = append(b.mounts, m.Mnt)
+		}
+	}
+	return b
 }
 
 // fail reports a mismatch, and a shorter list of calls if there is one.
@@ -82,7 +97,7 @@ func (w *world) fail(err error) {
 	if strings.Contains(bad.what, errHangs.Error()) {
 		w.t.FailNow()
 	}
-	if short := shrink(bad, w.mounts[w.at].Mnt, w.model); short != nil {
+	if short := shrink(bad, w.bases()); short != nil {
 		w.t.Fatalf("%d calls in a fresh directory show it:\n%s", len(short.steps), short.Report())
 	}
 	w.t.Fatal("the same calls in a fresh directory show no difference")
@@ -100,45 +115,43 @@ func until(g *generator, n int, deadline time.Time) (func() (Op, bool), *int) {
 	}, &made
 }
 
-// perRound is how many calls a process makes in a round at most, and roundTime how long it may take.
-const (
-	perRound  = 1500
-	roundTime = 4 * time.Second
-)
+// groups are the processes that share a subtree, where each call waits for the one before: all of them, or each alone (with
+// its like on the other mount).
+func (w *world) groups() [][]pair {
+	size := 1
+	if w.shared {
+		size = len(w.mounts)
+	}
+	if w.rng.IntN(2) == 0 && !w.single {
+		size = len(w.pairs)
+	}
+	var g [][]pair
+	for i := 0; i < len(w.pairs); i += size {
+		g = append(g, w.pairs[i:i+size])
+	}
+	return g
+}
 
-// round lets all processes make calls, each in its own subtree or in turn in one, and compares.
+// round lets all processes make calls and compares. How many calls depends on nothing but the seed, unless the deadline comes.
 func (w *world) round(deadline time.Time) {
 	w.rounds++
-	base := fmt.Sprintf("r%d", w.rounds)
-	if end := time.Now().Add(roundTime); end.Before(deadline) {
-		deadline = end
-	}
-	groups := [][]pair{w.pairs}
-	if w.rng.IntN(2) == 0 || w.single {
-		groups = nil
-		for _, p := range w.pairs {
-			groups = append(groups, []pair{p})
-		}
-	}
-	errs := make([]error, len(groups))
-	counts := make([]*int, len(groups))
+	b, groups := w.bases(), w.groups()
+	name := func(i int) string { return fmt.Sprintf("r%d/p%d", w.rounds, i) }
+	errs, counts := make([]error, len(groups)), make([]*int, len(groups))
+	disturbed := w.disturb()
 	var wg sync.WaitGroup
 	for i, group := range groups {
-		real, model, err := makeRoots(w.mounts[w.at].Mnt, w.model, fmt.Sprintf("%s/p%d", base, i))
-		if err != nil {
-			w.t.Fatal(err)
+		if err := b.makeRoots(group, name(i)); err != nil {
+			w.t.Fatalf("MUTUALFS_SEED=%d, round %d: %v", w.seed, w.rounds, err)
 		}
-		for _, p := range group {
-			if err := p.place(real, model); err != nil {
-				w.t.Fatal(err)
-			}
-		}
-		g := newGenerator(w.seed, uint64(w.rounds*100+i), model, len(group), w.kinds)
-		next, made := until(g, perRound*len(group), deadline)
+		g := newGenerator(w.seed, uint64(w.rounds*100+i), filepath.Join(w.model, name(i), below), len(group), w.kinds)
+		g.shared = w.shared
+		next, made := until(g, w.perRound*len(group), deadline)
 		counts[i] = made
 		wg.Go(func() { errs[i] = play(group, next, g.Done) })
 	}
 	wg.Wait()
+	disturbed()
 	for _, n := range counts {
 		w.calls += *n
 	}
@@ -149,30 +162,51 @@ func (w *world) round(deadline time.Time) {
 		}
 	}
 	for i, group := range groups {
-		for _, p := range group { // all descriptors closed
-			if err := p.place("", ""); err != nil {
-				w.fail(err)
-			}
+		if err := b.place(group, ""); err != nil { // all descriptors closed
+			w.fail(err)
 		}
-		if d := w.compare(fmt.Sprintf("%s/p%d", base, i)); d != "" {
+		if d := b.compare(name(i)); len(d) > 0 {
 			var end *finished
 			errors.As(errs[i], &end)
-			end.what = "trees at the end: " + d
+			end.what = "trees at the end: " + strings.Join(d, "\n  ")
 			w.fail(end)
 		}
 	}
 }
 
-// compare lists how a part of the mount differs from the model.
-func (w *world) compare(rel string) string {
-	d := compareTrees(filepath.Join(w.model, rel), filepath.Join(w.mounts[w.at].Mnt, rel))
-	return strings.Join(d[:min(len(d), 10)], "\n  ")
+// disturbance is how soon in a round peers are killed at the latest.
+const disturbance = 500 * time.Millisecond
+
+// disturb kills peers in some rounds, at any time of it. The function returned waits for that.
+func (w *world) disturb() (wait func()) {
+	if len(w.peers) == 0 || w.rng.IntN(3) > 0 || w.anyDead() {
+		return func() {}
+	}
+	victims, early := w.victims(), make(chan struct{})
+	pause := time.NewTimer(time.Duration(w.rng.Int64N(int64(disturbance))))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-pause.C:
+		case <-early: // the calls were faster
+		}
+		for _, p := range victims {
+			p.Kill()
+		}
+	})
+	return func() {
+		close(early)
+		wg.Wait()
+	}
 }
 
 // event is what happens between two rounds. Everything must be there afterwards.
 func (w *world) event() {
-	m := w.mounts[w.at]
-	what := w.rng.IntN(4)
+	i, what := w.at, w.rng.IntN(5)
+	if w.shared {
+		i = w.rng.IntN(len(w.mounts))
+	}
+	m := w.mounts[i]
 	switch {
 	case what == 0:
 		m.Unmount()
@@ -180,32 +214,56 @@ func (w *world) event() {
 	case what == 1:
 		m.Kill()
 		m.Start()
+	case what == 2 && w.shared:
+		for _, m := range w.mounts {
+			m.Kill()
+		}
+		for _, m := range w.mounts {
+			m.Start()
+		}
 	case what == 2 && len(w.mounts) > 1:
 		w.at = 1 - w.at
 	case what == 3 && len(w.peers) > 0:
 		w.changePeers()
 	}
-	if d := w.compare(""); d != "" {
-		w.t.Fatalf("MUTUALFS_SEED=%d: after round %d and event %d (0 remount, 1 kill -9, 2 other mount, 3 peers):\n  %s", w.seed, w.rounds, what, d)
+	if d := w.bases().compare(""); len(d) > 0 {
+		w.t.Fatalf("MUTUALFS_SEED=%d: after round %d and event %d of mount %d (0 remount, 1 kill -9, 2 other mount or all killed, 3 peers):\n  %s",
+			w.seed, w.rounds, what, i, strings.Join(d, "\n  "))
 	}
 }
 
-// changePeers brings back the peers that are dead, or kills up to two.
+func (w *world) anyDead() bool {
+	for _, p := range w.peers {
+		if !p.Running() {
+			return true
+		}
+	}
+	return false
+}
+
+// victims are as many peers as may be gone, or one less.
+func (w *world) victims() []*cluster.Peer {
+	var v []*cluster.Peer
+	for _, i := range w.rng.Perm(len(w.peers))[:1+w.rng.IntN(2)] {
+		v = append(v, w.peers[i])
+	}
+	return v
+}
+
+// changePeers brings back the peers that are dead, or kills up to two: also those that coordinate.
 func (w *world) changePeers() {
-	dead := false
+	if !w.anyDead() {
+		for _, p := range w.victims() {
+			p.Kill()
+		}
+		return
+	}
 	for _, p := range w.peers {
 		if !p.Running() {
 			p.Start()
-			dead = true
 		}
 	}
-	if dead {
-		w.mounts[w.at].Wait(2 * time.Minute)
-		return
-	}
-	for _, i := range w.rng.Perm(len(w.peers))[:1+w.rng.IntN(2)] {
-		w.peers[i].Kill()
-	}
+	w.mounts[w.at].Wait(2 * time.Minute)
 }
 
 // keepRounds is how many rounds' trees stay, so that later events find something.
@@ -216,10 +274,8 @@ func (w *world) forget(round int) {
 	if round <= 0 {
 		return
 	}
-	for _, base := range []string{w.mounts[w.at].Mnt, w.model} {
-		if err := os.RemoveAll(filepath.Join(base, fmt.Sprintf("r%d", round))); err != nil {
-			w.t.Fatalf("MUTUALFS_SEED=%d: %v", w.seed, err)
-		}
+	if err := w.bases().remove(fmt.Sprintf("r%d", round)); err != nil {
+		w.t.Fatalf("MUTUALFS_SEED=%d: %v", w.seed, err)
 	}
 }
 
@@ -240,13 +296,24 @@ func (w *world) run(d time.Duration) {
 }
 
 func TestOperations(t *testing.T) {
-	t.Run("one", func(t *testing.T) { newWorld(t, 1, 1).run(duration(t, 10*time.Second)) })
-	t.Run("six", func(t *testing.T) { newWorld(t, 6, 2).run(duration(t, 15*time.Second)) })
+	t.Run("one", func(t *testing.T) { newWorld(t, 1, 1).processes(3).run(duration(t, 8*time.Second)) })
+	t.Run("six", func(t *testing.T) { newWorld(t, 6, 2).processes(3).run(duration(t, 12*time.Second)) })
+}
+
+// TestShared is TestOperations with processes on two mounts that take turns.
+func TestShared(t *testing.T) {
+	run := func(t *testing.T, peers int, usual time.Duration) {
+		w := newWorld(t, peers, 2).processes(4)
+		w.kinds, w.shared, w.perRound = sharedKinds, true, 100
+		w.run(duration(t, usual))
+	}
+	t.Run("one", func(t *testing.T) { run(t, 1, 8*time.Second) })
+	t.Run("six", func(t *testing.T) { run(t, 6, 12*time.Second) })
 }
 
 // TestOneFile is about the data of one file for each process.
 func TestOneFile(t *testing.T) {
-	w := newWorld(t, 1, 1)
+	w := newWorld(t, 1, 1).processes(3)
 	w.kinds, w.single = fileKinds, true
-	w.run(duration(t, 10*time.Second))
+	w.run(duration(t, 8*time.Second))
 }

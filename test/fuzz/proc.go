@@ -131,11 +131,15 @@ func (p pair) place(real, model string) error {
 	return nil
 }
 
-// do makes a call on both and returns both results.
+// do makes a call on both and returns both results. What the model leaves out is not made on the mount either.
 func (p pair) do(o Op) (want, got Result, err error) {
 	if want, err = p.model.do(o); err != nil {
 		return want, got, fmt.Errorf("model: %w", err)
 	}
+	if want.Skip {
+		return want, want, nil
+	}
+	o.Shared = false // the model has decided
 	got, err = p.real.do(o)
 	return want, got, err
 }

@@ -47,14 +47,61 @@ func (m *mismatch) Report() string {
 // below is where a process's root lies in its subtree: deep, so that a symlink with ".." seldom leads out of it.
 const below = "1/2/3/root"
 
-// makeRoots makes a subtree on both sides.
-func makeRoots(real, model, name string) (string, string, error) {
-	for _, base := range []string{real, model} {
+// bases are the mounts, which show one tree, and the model. Pairs of processes use the mounts in turn.
+type bases struct {
+	mounts []string
+	model  string
+}
+
+// makeRoots makes a subtree on both sides and lets pairs begin there anew.
+func (b bases) makeRoots(pairs []pair, name string) error {
+	for _, base := range []string{b.mounts[0], b.model} {
 		if err := os.MkdirAll(filepath.Join(base, name, below), 0o755); err != nil {
-			return "", "", err
+			return err
 		}
 	}
-	return filepath.Join(real, name, below), filepath.Join(model, name, below), nil
+	return b.place(pairs, filepath.Join(name, below))
+}
+
+// place closes all descriptors of pairs; their paths begin at rel.
+func (b bases) place(pairs []pair, rel string) error {
+	for i, p := range pairs {
+		if err := p.place(filepath.Join(b.mounts[i%len(b.mounts)], rel), filepath.Join(b.model, rel)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// compare lists how a part of each mount differs from the model, and the mounts from each other.
+func (b bases) compare(rel string) (diffs []string) {
+	want, err := snapshot(filepath.Join(b.model, rel))
+	if err != nil {
+		return []string{"model: " + err.Error()}
+	}
+	var first map[string]node
+	for i, m := range b.mounts {
+		got, err := snapshot(filepath.Join(m, rel))
+		if err != nil {
+			return append(diffs, fmt.Sprintf("mount %d: %v", i, err))
+		}
+		for _, d := range diffTrees(want, got) {
+			diffs = append(diffs, fmt.Sprintf("mount %d: %s", i, d))
+		}
+		if i == 0 {
+			first = got
+		}
+		for _, p := range sortedKeys(got) {
+			if n, ok := first[p]; ok && n.attr.Ino != got[p].attr.Ino {
+				diffs = append(diffs, fmt.Sprintf("%s is inode %d on one mount, %d on the other", p, n.attr.Ino, got[p].attr.Ino))
+			}
+		}
+	}
+	return diffs[:min(len(diffs), 10)]
+}
+
+func (b bases) remove(rel string) error {
+	return errors.Join(os.RemoveAll(filepath.Join(b.mounts[0], rel)), os.RemoveAll(filepath.Join(b.model, rel)))
 }
 
 // play makes calls on pairs until next says that there are no more or a mismatch comes up.
@@ -92,22 +139,13 @@ func trimmed(r Result) Result {
 }
 
 // replay makes the calls of ops in a fresh subtree and returns what differs, nil if nothing does.
-func replay(pairs []pair, real, model, name string, ops []Op) *mismatch {
-	r, m, err := makeRoots(real, model, name)
-	if err != nil {
+func replay(pairs []pair, b bases, name string, ops []Op) *mismatch {
+	if b.makeRoots(pairs, name) != nil {
 		return nil
 	}
-	defer func() {
-		os.RemoveAll(filepath.Join(real, name))
-		os.RemoveAll(filepath.Join(model, name))
-	}()
-	for _, p := range pairs {
-		if p.place(r, m) != nil {
-			return nil
-		}
-	}
+	defer b.remove(name)
 	i := 0
-	err = play(pairs, func() (Op, bool) {
+	err := play(pairs, func() (Op, bool) {
 		if i == len(ops) {
 			return Op{}, false
 		}
@@ -118,10 +156,11 @@ func replay(pairs []pair, real, model, name string, ops []Op) *mismatch {
 	var bad *mismatch
 	switch {
 	case errors.As(err, &end):
-		for _, p := range pairs {
-			_ = p.place(r, m)
+		if err := b.place(pairs, name); err != nil {
+			end.what = err.Error()
+			return end.mismatch
 		}
-		if d := compareTrees(filepath.Join(model, name), filepath.Join(real, name)); len(d) > 0 {
+		if d := b.compare(name); len(d) > 0 {
 			end.what = "trees: " + strings.Join(d[:min(len(d), 5)], "\n       ")
 			return end.mismatch
 		}
@@ -136,7 +175,7 @@ func replay(pairs []pair, real, model, name string, ops []Op) *mismatch {
 const shrinkLimit = 60 * time.Second
 
 // shrink looks for a shorter list of calls that shows a mismatch. It returns nil if the same calls show none.
-func shrink(bad *mismatch, real, model string) *mismatch {
+func shrink(bad *mismatch, b bases) *mismatch {
 	pairs := make([]pair, bad.procs)
 	for i := range pairs {
 		p, err := startPair()
@@ -149,7 +188,7 @@ func shrink(bad *mismatch, real, model string) *mismatch {
 	n := 0
 	try := func(ops []Op) *mismatch {
 		n++
-		return replay(pairs, real, model, fmt.Sprintf("shrink%d", n), ops)
+		return replay(pairs, b, fmt.Sprintf("shrink%d", n), ops)
 	}
 	best := try(opsOf(bad.steps))
 	if best == nil {

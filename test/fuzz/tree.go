@@ -118,16 +118,3 @@ func sortedKeys(m map[string]node) []string {
 	slices.Sort(keys)
 	return keys
 }
-
-// compareTrees reads both trees and lists how they differ.
-func compareTrees(model, real string) []string {
-	want, err := snapshot(model)
-	if err != nil {
-		return []string{"model: " + err.Error()}
-	}
-	got, err := snapshot(real)
-	if err != nil {
-		return []string{"mount: " + err.Error()}
-	}
-	return diffTrees(want, got)
-}
