@@ -1,6 +1,12 @@
 package fuzz
 
-import "golang.org/x/sys/unix"
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
 
 // sharedKinds are calls of processes on two mounts that take turns. A mount promises the other names and attributes as soon
 // as a call has returned, and data from close or fsync on to who opens the file afterwards: so data is read and written
@@ -84,8 +90,16 @@ func with(c *child, o *Op, r *Result) error {
 	return err
 }
 
-// leftOut reports whether two mounts do not promise that a call has the same outcome as on one file system: what is
-// open without a name may be another mount's removal, and a FIFO or the position of a listing is of one machine.
+// whereabouts tells in which directory a descriptor's file lies, and how many names it has.
+func (c *child) whereabouts(slot int) string {
+	var st unix.Stat_t
+	name, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", c.fd(slot))) // "" is as good as any
+	_ = unix.Fstat(c.fd(slot), &st)
+	return fmt.Sprint(filepath.Dir(name), st.Nlink)
+}
+
+// leftOut reports whether two mounts do not promise that a call has the same outcome as on one file system: an open
+// file may be another mount's to remove, to move or to link to another directory, and what a FIFO has is one machine's.
 func (c *child) leftOut(o *Op) bool {
 	var st unix.Stat_t
 	nameless := func(slot int) bool { return unix.Fstat(c.fd(slot), &st) == nil && st.Nlink == 0 }
@@ -100,7 +114,7 @@ func (c *child) leftOut(o *Op) bool {
 		}
 	case o.Kind == "close" || !usesSlot[o.Kind]:
 		return false
-	case nameless(o.Slot):
+	case nameless(o.Slot), st.Mode&unix.S_IFMT != unix.S_IFDIR && c.whereabouts(o.Slot) != c.opened[o.Slot]:
 		return true
 	case !lock:
 		return false
