@@ -78,11 +78,9 @@ func (t *Tree) endChild(ctx context.Context, c *container, rm removal) error {
 func (t *Tree) endBelow(ctx context.Context, c *container) error {
 	c.mu.Lock()
 	var below []removal
-	if c.removed {
-		for _, p := range c.ops {
-			if p.op.Kind == OpRmdir {
-				below = append(below, removal{p.op.Child, p.seq})
-			}
+	for _, p := range c.ops {
+		if p.op.Kind == OpRmdir {
+			below = append(below, removal{p.op.Child, p.seq})
 		}
 	}
 	c.mu.Unlock()

@@ -230,7 +230,8 @@ func (t *Tree) cut(c *container) *batch {
 				t.mu.RUnlock()
 				if cc != nil {
 					cc.mu.Lock()
-					cc.bearing = cc.unborn && !cc.removed
+					// What was made and removed again needs no register, unless an earlier process may have created it: then it must be ended.
+					cc.bearing = cc.unborn && (!cc.removed || cc.replayed)
 					cc.mu.Unlock()
 					b.births = append(b.births, cc)
 				}

@@ -43,3 +43,57 @@ func TestRemovedDirectoryCommittedBeforeItsParent(t *testing.T) {
 		t.Errorf("a has %v, want b", entries)
 	}
 }
+
+// A directory whose removal is committed at once, because the name's directory is not leased, takes with it what was removed in
+// it just before: no register is left that nobody names and nobody gives back.
+func TestRemovalAtOnceEndsWhatWasRemovedBefore(t *testing.T) {
+	r := newRing(t)
+	edit := func(c *tree.Config) { c.FlushAge, c.LeasePause = time.Hour, time.Hour }
+	m, other := start(t, r, 1, t.TempDir(), edit), start(t, r, 2, t.TempDir(), edit)
+	live := r.Live()
+	a := mustMake(t, m, tree.RootIno, "a", dirMode)
+	mustMake(t, m, a, "b", dirMode)
+	if err := m.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := other.ReadDir(t.Context(), tree.RootIno); err != nil { // takes the root's lease from m
+		t.Fatal(err)
+	}
+	if err := m.Rmdir(t.Context(), a, "b"); err != nil { // pending
+		t.Fatal(err)
+	}
+	if n := r.Live(); n != live+2 {
+		t.Fatalf("%d registers, want the two directories' beside %d", n, live)
+	}
+	if err := m.Rmdir(t.Context(), tree.RootIno, "a"); err != nil { // agreed
+		t.Fatal(err)
+	}
+	if n := r.Live(); n != live {
+		t.Errorf("%d registers are left, %d before", n, live)
+	}
+}
+
+// A directory got its register, its name was not agreed, it was removed again, and the mount died: the next life, which has
+// both from the journal, leaves no register behind.
+func TestReplayedRemovalEndsTheRegister(t *testing.T) {
+	r := newRing(t)
+	slow := func(c *tree.Config) { c.FlushAge = time.Hour }
+	m := start(t, r, 1, t.TempDir(), slow)
+	mustMake(t, m, tree.RootIno, "warm", regMode) // takes the lease
+	live := r.Live()
+	mustMake(t, m, tree.RootIno, "d", dirMode)
+	rootIsCutOff(t, m)
+	if n := r.Live(); n != live+1 {
+		t.Fatalf("%d registers, want the directory's beside %d", n, live)
+	}
+	if err := m.Rmdir(t.Context(), tree.RootIno, "d"); err != nil {
+		t.Fatal(err)
+	}
+	m = start(t, r, 1, m.kill(t), slow)
+	if err := m.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.Live(); n != live {
+		t.Errorf("%d registers are left, %d before", n, live)
+	}
+}

@@ -81,6 +81,8 @@ func (c *child) check(o *Op) *Attr {
 	var st unix.Stat_t
 	var err error
 	switch {
+	case usesSlot[o.Kind] && o.Shared && c.unsure(o.Slot): // open has failed: it is what the slot had before
+		return nil
 	case usesSlot[o.Kind]:
 		err = unix.Fstat(c.fd(o.Slot), &st)
 	case o.Path2 != "" && o.Kind != "symlink":

@@ -304,7 +304,7 @@ func TestOperations(t *testing.T) {
 func TestShared(t *testing.T) {
 	run := func(t *testing.T, peers int, usual time.Duration) {
 		w := newWorld(t, peers, 2).processes(4)
-		w.kinds, w.shared, w.perRound = sharedKinds, true, 100
+		w.kinds, w.shared, w.perRound = sharedKinds, true, 40
 		w.run(duration(t, usual))
 	}
 	t.Run("one", func(t *testing.T) { run(t, 1, 8*time.Second) })

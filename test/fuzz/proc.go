@@ -139,7 +139,11 @@ func (p pair) do(o Op) (want, got Result, err error) {
 	if want.Skip {
 		return want, want, nil
 	}
+	shared := o.Shared
 	o.Shared = false // the model has decided
 	got, err = p.real.do(o)
+	if shared && usesSlot[o.Kind] && want.Attr == nil {
+		got.Attr = nil
+	}
 	return want, got, err
 }

@@ -98,14 +98,23 @@ func (c *child) whereabouts(slot int) string {
 	return fmt.Sprint(filepath.Dir(name), st.Nlink)
 }
 
+// unsure reports whether a descriptor's file has no name, or may have been moved to or linked from another directory since it
+// was opened.
+func (c *child) unsure(slot int) bool {
+	var st unix.Stat_t
+	if unix.Fstat(c.fd(slot), &st) != nil {
+		return false
+	}
+	return st.Nlink == 0 || st.Mode&unix.S_IFMT != unix.S_IFDIR && c.whereabouts(slot) != c.opened[slot]
+}
+
 // leftOut reports whether two mounts do not promise that a call has the same outcome as on one file system: an open
 // file may be another mount's to remove, to move or to link to another directory, and what a FIFO has is one machine's.
 func (c *child) leftOut(o *Op) bool {
-	var st unix.Stat_t
-	nameless := func(slot int) bool { return unix.Fstat(c.fd(slot), &st) == nil && st.Nlink == 0 }
-	if o.At != noSlot && nameless(o.At) || o.At2 != noSlot && nameless(o.At2) {
+	if o.At != noSlot && c.unsure(o.At) || o.At2 != noSlot && c.unsure(o.At2) {
 		return true
 	}
+	var st unix.Stat_t
 	lock := o.Kind == "flock" || o.Kind == "setlk" || o.Kind == "getlk"
 	switch {
 	case o.Kind == "open" || o.Kind == "with":
@@ -114,9 +123,9 @@ func (c *child) leftOut(o *Op) bool {
 		}
 	case o.Kind == "close" || !usesSlot[o.Kind]:
 		return false
-	case nameless(o.Slot), st.Mode&unix.S_IFMT != unix.S_IFDIR && c.whereabouts(o.Slot) != c.opened[o.Slot]:
+	case c.unsure(o.Slot):
 		return true
-	case !lock:
+	case !lock || unix.Fstat(c.fd(o.Slot), &st) != nil:
 		return false
 	}
 	k := st.Mode & unix.S_IFMT
