@@ -10,7 +10,7 @@ import (
 
 // Counts says how well registers are protected.
 type Counts struct {
-	Protected   uint64 // on all their home peers, all of these up to date
+	Protected   uint64 // on all their home peers, all of these up to date; deleted ones do not count
 	Degraded    uint64 // readable and writable, but not so
 	Unavailable uint64 // fewer than a majority of the replicas answer
 	Backlog     uint64 // of the degraded ones, those that can be helped now

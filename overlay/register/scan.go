@@ -125,6 +125,7 @@ func (s *Service) compare(ctx context.Context, list []found) (Counts, []blocks.R
 	var todo []blocks.RegisterID
 	for _, f := range list {
 		switch whole, quorum, help := s.assess(ctx, f, tags); {
+		case whole && f.st.Deleted: // it is kept so that nobody takes it for new
 		case whole:
 			c.Protected++
 		case !quorum:

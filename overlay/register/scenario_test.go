@@ -37,6 +37,30 @@ func (w *world) awaitProtected(n uint64, limit time.Duration) {
 	w.t.Fatalf("not protected after %v: %+v, %v", limit, c, err)
 }
 
+// A deleted register stays deleted when stores are lost, one after the other, and does not count.
+func TestDeletedStaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, 4)
+		defer w.stop()
+		client := w.join(false)
+		synctest.Wait()
+		w.fill(client, 5)
+		if _, err := client.svc.Propose(t.Context(), regID(0), blocks.Change{Base: 1, Origin: client.id, Seq: 2, Delete: true}); err != nil {
+			t.Fatal(err)
+		}
+		w.awaitProtected(4, 5*time.Second)
+		for _, lost := range w.peers[:4] {
+			w.kill(lost)
+			lost.kv = newStore(w.rng)
+			w.start(lost)
+			w.awaitProtected(4, 10*time.Second)
+		}
+		if r, err := client.svc.Read(t.Context(), regID(0), 0); !errors.Is(err, blocks.ErrNotFound) {
+			t.Errorf("a deleted register: version %d, %v", r.Version, err)
+		}
+	})
+}
+
 func TestPeerThatLostItsStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, 4)
