@@ -191,6 +191,16 @@ func TestCleanTree(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
+// The register of a mount's locks has no value and no name, and is nothing to report.
+func TestSessionsAreNoContainers(t *testing.T) {
+	w := newWorld(t)
+	w.mount(1)
+	id := blocks.RegisterID{ID: blocks.HashID([]byte("session"))}
+	_, err := w.ring.Mount(peer(50)).Propose(t.Context(), id, blocks.Change{Origin: peer(50), Seq: 1, Snapshot: []byte{}, Lease: blocks.LeaseAcquire})
+	must(t, err)
+	w.clean()
+}
+
 // What nobody names is found; it is doubtful while a peer cannot be asked whether it needs it.
 func TestAbandoned(t *testing.T) {
 	w := newWorld(t)

@@ -107,6 +107,7 @@ func (r *reading) one(ctx context.Context, id blocks.RegisterID) error {
 	}
 	r.mu.Lock()
 	switch {
+	case errors.Is(err, tree.ErrNoContainer):
 	case errors.Is(err, blocks.ErrNotFound):
 		r.look.Ended[id] = true
 	case err != nil:

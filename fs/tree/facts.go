@@ -56,6 +56,9 @@ type Agreed interface {
 	ReadAgreed(ctx context.Context, id blocks.RegisterID, since blocks.Version) (blocks.Register, error)
 }
 
+// ErrNoContainer says that a register has no value, as the one by which a mount shows that it lives, and its locks with it.
+var ErrNoContainer = errors.New("the register is no container")
+
 // Surveyor reads facts. Its methods may be called concurrently.
 type Surveyor struct {
 	regs Agreed
@@ -65,7 +68,8 @@ type Surveyor struct {
 // NewSurveyor returns a Surveyor for containers that are sealed with the volume key.
 func NewSurveyor(regs Agreed, volumeKey []byte) *Surveyor { return &Surveyor{regs, volumeKey} }
 
-// Facts reads a container. The error is of class ErrNotFound if it has ended, ErrCorrupt if it cannot be understood.
+// Facts reads a container. The error is of class ErrNotFound if it has ended, ErrCorrupt if it cannot be understood; or it is
+// ErrNoContainer.
 func (s *Surveyor) Facts(ctx context.Context, id blocks.RegisterID) (*Facts, error) {
 	f, _, err := s.read(ctx, id, nil)
 	return f, err
@@ -93,6 +97,9 @@ func (s *Surveyor) read(ctx context.Context, id blocks.RegisterID, old *Facts) (
 		r, err := s.regs.ReadAgreed(ctx, id, 0)
 		if err != nil {
 			return nil, false, err
+		}
+		if len(r.Snapshot) == 0 {
+			return nil, false, ErrNoContainer
 		}
 		st, err := c.stateOf(r)
 		if err != nil {
