@@ -131,7 +131,7 @@ func (s *Service) maintain(ctx context.Context) {
 		case <-changed:
 		case <-s.work.kick:
 		case <-timer.C:
-			s.repairAll(ctx, s.work.take())
+			s.repairAll(ctx, s.work.take(), false)
 			if scan {
 				begin := time.Now()
 				if err := s.scan(ctx); err != nil && ctx.Err() == nil {
@@ -162,7 +162,7 @@ func (w *worker) stale(table uint64) bool {
 	return w.completed == 0 || w.counts.TableHash != table || w.moves != w.seen || w.asked > w.completed
 }
 
-func (s *Service) repairAll(ctx context.Context, ids []blocks.RegisterID) {
+func (s *Service) repairAll(ctx context.Context, ids []blocks.RegisterID, standIn bool) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, maxRepairs)
 	for _, id := range ids {
@@ -171,7 +171,7 @@ func (s *Service) repairAll(ctx context.Context, ids []blocks.RegisterID) {
 			defer func() { <-slots }()
 			limited, cancel := context.WithTimeout(ctx, repairLimit)
 			defer cancel()
-			if err := s.repair(limited, id); err != nil && ctx.Err() == nil {
+			if err := s.repair(limited, id, standIn); err != nil && ctx.Err() == nil {
 				s.cfg.Log.Debug().Err(err).Str("register", id.Short()).Msg("repair will be tried again")
 			}
 		})
@@ -180,13 +180,13 @@ func (s *Service) repairAll(ctx context.Context, ids []blocks.RegisterID) {
 }
 
 // repair makes the register's view what it should be and brings members that
-// are behind up to date, if this peer is the one to do it.
-func (s *Service) repair(ctx context.Context, id blocks.RegisterID) error {
+// are behind up to date, if this peer is the one to do it, or stands in for the one.
+func (s *Service) repair(ctx context.Context, id blocks.RegisterID, standIn bool) error {
 	r, err := s.acc.load(id)
 	if err != nil || r == nil || r.Forgotten || r.State.Tag == (tag{}) {
 		return err
 	}
-	if gone, err := s.retire(ctx, id, &r.State); gone || err != nil || !s.mine(r.State.View) {
+	if gone, err := s.retire(ctx, id, &r.State); gone || err != nil || !standIn && !s.mine(r.State.View) {
 		return err
 	}
 	return s.coordinate(ctx, id, view{}, creation{}, func(c *coord) error {
@@ -230,20 +230,27 @@ func (s *Service) isHome(id blocks.RegisterID) bool {
 // is the first member that is reachable and, as far as is known, still has the
 // store that it had.
 func (s *Service) mine(v view) bool {
+	before, member := s.before(v)
+	return member && len(before) == 0
+}
+
+// before returns the members of a view that take care of its register sooner than this peer, and whether this peer is a
+// member.
+func (s *Service) before(v view) (sooner []blocks.PeerID, member bool) {
 	t := s.ring.Table()
 	for _, m := range v.all() {
 		if m.Peer == s.self {
 			if m.Incarnation == s.incarnation() {
-				return true
+				return sooner, true
 			}
 			continue
 		}
 		now := s.peer(m.Peer).incarnation.Load()
 		if t.Peers[m.Peer].Live.Reachable() && t.Peers[m.Peer].ID == m.Peer && (now == 0 || now == m.Incarnation) {
-			return false
+			sooner = append(sooner, m.Peer)
 		}
 	}
-	return false
+	return nil, false
 }
 
 // wanted returns the members that the register's view should have: its home

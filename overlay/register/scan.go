@@ -37,23 +37,26 @@ func (s *Service) scan(ctx context.Context) error {
 			n := min(len(list), maxTags)
 			counts, todo := s.compare(ctx, list[:n])
 			if len(todo) > 0 {
-				s.repairAll(ctx, todo)
+				s.repairAll(ctx, todo, false)
 				counts, _ = s.compare(ctx, list[:n])
 			}
 			sum.add(counts)
 			list = list[n:]
 		}
 	}
+	second := map[blocks.PeerID][]found{}
 	for arc := range 256 {
-		more, strays, err := s.arc(byte(arc))
+		more, strays, err := s.arc(byte(arc), second)
 		if err != nil {
 			return err
 		}
-		s.repairAll(ctx, strays)
+		s.repairAll(ctx, strays, false)
 		list = append(list, more...)
 		flush(maxTags)
+		sum.add(s.standIn(ctx, second, maxTags))
 	}
 	flush(0)
+	sum.add(s.standIn(ctx, second, 1))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -62,8 +65,8 @@ func (s *Service) scan(ctx context.Context) error {
 }
 
 // arc lists the registers with IDs that begin with b and that this peer takes
-// care of, and those that it may have to forget.
-func (s *Service) arc(b byte) (list []found, strays []blocks.RegisterID, err error) {
+// care of, and those that it may have to forget; it adds to second those that this peer would take care of but for one other.
+func (s *Service) arc(b byte, second map[blocks.PeerID][]found) (list []found, strays []blocks.RegisterID, err error) {
 	var all []found
 	var bad error
 	err = s.acc.kv.Scan([]byte{keyRecord, b}, func(key, value []byte) bool {
@@ -87,14 +90,71 @@ func (s *Service) arc(b byte) (list []found, strays []blocks.RegisterID, err err
 		s.cfg.Log.Error().Err(bad).Msg("a register's record is damaged")
 	}
 	for _, f := range all {
+		sooner, member := s.before(f.st.View)
 		switch {
-		case s.mine(f.st.View):
+		case member && len(sooner) == 0:
 			list = append(list, f)
+			continue
 		case !s.isHome(f.id):
 			strays = append(strays, f.id)
 		}
+		if member && len(sooner) == 1 {
+			second[sooner[0]] = append(second[sooner[0]], f)
+		}
 	}
 	return list, strays, nil
+}
+
+// standIn looks whether the peers that should take care of registers know them as they are. One that was away when a register
+// was made, or when it came into its view, does not know that it is its turn: it is brought up to date from here, and does the rest.
+// Where that fails it counts as degraded. Peers with fewer registers than least are left for later.
+func (s *Service) standIn(ctx context.Context, second map[blocks.PeerID][]found, least int) (c Counts) {
+	for p, list := range second {
+		for len(list) >= least && ctx.Err() == nil {
+			n := min(len(list), maxTags)
+			left := s.teach(ctx, p, list[:n])
+			c.add(Counts{Degraded: left, Backlog: left})
+			list = list[n:]
+		}
+		second[p] = list
+	}
+	return c
+}
+
+// teach brings registers up to date on a peer that does not have them as they are here, and returns how many it still has not.
+func (s *Service) teach(ctx context.Context, p blocks.PeerID, list []found) uint64 {
+	behind := s.behind(ctx, p, list)
+	if len(behind) == 0 {
+		return 0
+	}
+	ids := make([]blocks.RegisterID, len(behind))
+	for i, f := range behind {
+		ids[i] = f.id
+	}
+	s.repairAll(ctx, ids, true)
+	if _, err := s.countsOf(ctx, p, true); err != nil { // its next scan counts them
+		s.cfg.Log.Debug().Err(err).Str("peer", p.Short()).Msg("ask for a scan")
+	}
+	return uint64(len(s.behind(ctx, p, behind)))
+}
+
+// behind returns the registers that a peer does not have as they are here; none if it does not answer.
+func (s *Service) behind(ctx context.Context, p blocks.PeerID, list []found) (out []found) {
+	ids := make([]blocks.RegisterID, len(list))
+	for i, f := range list {
+		ids[i] = f.id
+	}
+	tags, err := s.tagsOf(ctx, p, ids)
+	if err != nil {
+		s.cfg.Log.Debug().Err(err).Str("peer", p.Short()).Msg("no tags of registers")
+		return nil
+	}
+	for _, f := range list {
+		if r := tags[f.id]; r.Status != statusOK || r.Tag.compare(f.st.Tag) < 0 {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // compare asks all members for their tags of the registers and returns what

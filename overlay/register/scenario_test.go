@@ -148,6 +148,25 @@ func TestMembersThatWereDownCatchUp(t *testing.T) {
 	})
 }
 
+// A peer is away while registers are made; when it returns, those that it should take care of are brought to it and counted,
+// although it has never heard of them.
+func TestPeerThatMissedCreations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, 3)
+		defer w.stop()
+		client := w.join(false)
+		synctest.Wait()
+		for round, down := range w.peers[:3] {
+			w.kill(down)
+			w.live(down, overlay.Down)
+			w.fill(client, 20*(round+1)) // the first ones are there already
+			down.info.Live = overlay.Alive
+			w.start(down)
+			w.awaitProtected(20*uint64(round+1), 5*time.Second)
+		}
+	})
+}
+
 // A member is away while the register moves on without it; when it returns it
 // must not disturb, and forget.
 func TestStraysForget(t *testing.T) {
