@@ -2,6 +2,7 @@
 # make install  build, and install under PREFIX
 # make test    install what the tests need and run all of them
 # make fuzz    the fuzzers of test/fuzz, T=1h each (MUTUALFS_SEED=N repeats a run)
+# make torture two mounts, sixteen processes, peers killed: T=10m (MUTUALFS_SEED=N repeats a run)
 # make bench   the benchmarks of docs/benchmarks.md
 # make pjdfstest PJD=DIR   pjdfstest on a mount; DIR has a built one
 # make suites  tests of others on a mount: Go, CPython, stress-ng, dbench, fs_mark, bonnie++
@@ -14,7 +15,7 @@ SUDO := $(shell [ $$(id -u) = 0 ] || echo sudo)
 DATAFLAG := $(if $(DATA),--data $(DATA))
 export CGO_ENABLED := 0
 
-.PHONY: fuzz build install mount unmount test check race bench pjdfstest suites fuse-tools test-tools clean
+.PHONY: fuzz torture build install mount unmount test check race bench pjdfstest suites fuse-tools test-tools clean
 
 build:
 	go build -trimpath -ldflags "-s -w -X main.version=$$(git describe --tags --always --dirty 2>/dev/null || echo devel)" -o $(BIN) ./cmd/mutualfs
@@ -53,6 +54,9 @@ race:
 T ?= 10m
 fuzz: test-tools
 	MUTUALFS_FUZZ_TIME=$(T) go test -count=1 -v -timeout 0 ./test/fuzz
+
+torture: test-tools
+	MUTUALFS_FUZZ_TIME=$(T) go test -count=1 -v -timeout 0 -run 'TestTorture$$' ./test/fuzz
 
 bench: test-tools build
 	go test -run "^$$" -bench Table -benchtime 1x -timeout 60m ./test/bench -args -table $(CURDIR)/bin/benchmarks.md

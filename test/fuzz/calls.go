@@ -44,6 +44,7 @@ func init() {
 		"holes":     holes,
 		"mmapread":  mmapRead,
 		"copyrange": copyRange,
+		"append":    appendLocked,
 
 		"stat": func(c *child, o *Op, r *Result) error {
 			return stat(r, func(st *unix.Stat_t) error { return unix.Fstatat(c.at(o.At), c.path(o.At, o.Path), st, o.Flags) })
@@ -288,6 +289,62 @@ func copyRange(c *child, o *Op, r *Result) error {
 	n, err := unix.CopyFileRange(c.fd(o.Slot), &in, c.fd(o.Slot2), &out, int(o.Len), 0)
 	r.N = int64(max(n, 0))
 	return err
+}
+
+// recordSize is how long a record of appendLocked is, bytes.
+const recordSize = 16
+
+// record makes the n-th record of a file, by a process.
+func record(n int64, who uint64) []byte { return fmt.Appendf(nil, "%010d %04d\n", n, who) }
+
+// appendLocked adds a record to a file while it has the exclusive lock on it, by flock(2) or (Flags 1) by fcntl(2). The number in the record is
+// one more than that of the last one; Fill says who it is. N is the number.
+func appendLocked(c *child, o *Op, r *Result) (err error) {
+	fd, err := unix.Open(c.path(noSlot, o.Path), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if e := unix.Close(fd); err == nil {
+			err = e
+		}
+	}()
+	if err := lockWhole(fd, o.Flags, unix.F_WRLCK, unix.LOCK_EX); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Size > 0 {
+		last := make([]byte, recordSize)
+		if n, err := unix.Pread(fd, last, st.Size-recordSize); err != nil || n != recordSize {
+			return fmt.Errorf("the last record before %d: %d bytes: %w", st.Size, n, err)
+		}
+		if _, err := fmt.Sscanf(string(last), "%d", &r.N); err != nil {
+			return fmt.Errorf("the last record before %d: %q", st.Size, last)
+		}
+	}
+	r.N++
+	if _, err := unix.Pwrite(fd, record(r.N, o.Fill), st.Size); err != nil {
+		return err
+	}
+	return lockWhole(fd, o.Flags, unix.F_UNLCK, unix.LOCK_UN)
+}
+
+// lockWhole locks or unlocks a whole file; signals of the runtime do not end the wait.
+func lockWhole(fd, kind int, typ int16, how int) error {
+	for {
+		var err error
+		if kind == 0 {
+			err = unix.Flock(fd, how)
+		} else {
+			err = unix.FcntlFlock(uintptr(fd), unix.F_SETLKW, &unix.Flock_t{Type: typ})
+		}
+		if err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 func stat(r *Result, f func(*unix.Stat_t) error) error {

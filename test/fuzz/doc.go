@@ -5,8 +5,8 @@
 //	TestShared       the same by processes on two mounts that take turns, each call on the mount of its process: what one
 //	                 has done the other sees as soon as the call has returned; advisory locks among the calls
 //	TestOneFile      reads, writes, truncations, mmap and holes of one file against bytes in memory
-//	TestTwoMounts    names moved about by processes on two mounts at once; what was acknowledged is in the log of
-//	                 each process, and is what is there at the end
+//	TestTorture      eight processes on each of two mounts make, move, link and remove names in shared directories, and append to
+//	                 files under locks, while peers are killed; what was acknowledged is what is there at the end, once
 //
 // Everything random comes from one seed, which is printed: always the same one, so that go test makes the same calls each time, unless
 // MUTUALFS_SEED=N names another. MUTUALFS_FUZZ_TIME=1h runs each test so long and from a new seed (make fuzz T=1h). How far a run comes
