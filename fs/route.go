@@ -287,7 +287,7 @@ func (f *Face) create(r *fuse.CreateRequest) call {
 	return call{run: func(ctx context.Context, out *reply) error {
 		if made == nil {
 			a, _, err := f.backend.Make(ctx, node(r.Node), r.Name, tree.MakeArgs{
-				Mode: unixMode(r.Mode)&permBits | syscall.S_IFREG, Uid: r.Uid, Gid: r.Gid, Excl: r.Flags&fuse.OpenExclusive != 0})
+				Mode: unixMode(r.Mode)&permBits | syscall.S_IFREG, Uid: r.Uid, Gid: r.Gid, Excl: r.Flags&fuse.OpenExclusive != 0, Open: true})
 			if err != nil {
 				return err
 			}

@@ -179,6 +179,9 @@ func (j *judge) registers() {
 		}
 	}
 	for id, f := range j.look.Registers {
+		if f.Kind == tree.KindSession {
+			continue // of a mount, which ends it
+		}
 		_, placed := j.heads[id]
 		if placed = placed && f.Kind == tree.KindPage; !placed && !j.reached[id] && !j.needed[id] && len(j.named[id]) == 0 {
 			j.find(Key{Kind: OrphanRegister, Register: id, Ino: f.Ino}, "", "nothing names this %s", describe(f))

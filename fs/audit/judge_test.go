@@ -50,7 +50,8 @@ func sound() *Look {
 		l.Registers[f.ID] = &f
 	}
 	orphan := in(15, 0, "s5")
-	orphan.Keeper = mnt("m")
+	orphan.Keepers = []blocks.RegisterID{reg("ended"), reg("session")}
+	add("session", tree.Facts{Kind: tree.KindSession, Holder: mnt("m")})
 	add("root", tree.Facts{Kind: tree.KindDir, Ino: 1, ParentIno: 1,
 		Names:    names(nm("a", dir, 2, "a"), nm("f", file, 10, ""), nm("g", file, 10, ""), nm("p", file, 11, "p")),
 		Inodes:   []tree.InodeFacts{in(10, 2, "s1", "s2"), orphan},

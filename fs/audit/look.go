@@ -107,7 +107,6 @@ func (r *reading) one(ctx context.Context, id blocks.RegisterID) error {
 	}
 	r.mu.Lock()
 	switch {
-	case errors.Is(err, tree.ErrNoContainer):
 	case errors.Is(err, blocks.ErrNotFound):
 		r.look.Ended[id] = true
 	case err != nil:
@@ -115,7 +114,7 @@ func (r *reading) one(ctx context.Context, id blocks.RegisterID) error {
 		r.steady = false
 	default:
 		r.look.Registers[id] = f
-		r.steady = r.steady && (steady || f.Kind == tree.KindTxn)
+		r.steady = r.steady && (steady || passing(f))
 	}
 	r.mu.Unlock()
 	if err == nil {
@@ -134,12 +133,14 @@ func (a *Auditor) read(ctx context.Context, id blocks.RegisterID, was *tree.Fact
 	return f, false, err
 }
 
-// sameRegisters reports whether two looks saw the same containers. Transactions come and go; what they do shows in their
-// participants.
+// passing reports whether a register is one that comes and goes: a transaction, whose doing shows in its participants, or a session.
+func passing(f *tree.Facts) bool { return f.Kind == tree.KindTxn || f.Kind == tree.KindSession }
+
+// sameRegisters reports whether two looks saw the same containers.
 func sameRegisters(a, b *Look) bool {
 	within := func(a, b *Look) bool {
 		for id, f := range a.Registers {
-			if f.Kind != tree.KindTxn && b.Registers[id] == nil {
+			if !passing(f) && b.Registers[id] == nil {
 				return false
 			}
 		}
@@ -156,6 +157,9 @@ func references(f *tree.Facts) []blocks.RegisterID {
 	}
 	for id := range f.Refs {
 		ids = append(ids, id)
+	}
+	for i := range f.Inodes {
+		ids = append(ids, f.Inodes[i].Keepers...)
 	}
 	ids = append(ids, f.FreeRegs...)
 	ids = append(ids, f.Txns...)

@@ -28,7 +28,7 @@ func (j *judge) container(f *tree.Facts) {
 		n := &f.Inodes[i]
 		k := Key{Register: f.ID, Ino: n.Ino}
 		switch have := counts[n.Ino]; {
-		case have == 0 && n.Nlink == 0 && j.look.Keepers[n.Keeper]: // open somewhere
+		case have == 0 && n.Nlink == 0 && slices.ContainsFunc(n.Keepers, j.lives): // open somewhere
 		case have == 0:
 			k.Kind = OrphanInode
 			j.find(k, "", "an inode without a name in %s, of %d stripes, that nobody has open", j.paths[j.heads[f.ID]], len(n.Stripes))
@@ -37,6 +37,15 @@ func (j *judge) container(f *tree.Facts) {
 			j.out = append(j.out, Finding{Key: k, Path: j.path(f.ID, first[n.Ino]), Detail: nlinks(n.Nlink, have), Links: have})
 		}
 	}
+}
+
+// lives reports whether a session may go on: its mount is there, or it is not known.
+func (j *judge) lives(session blocks.RegisterID) bool {
+	f := j.look.Registers[session]
+	if f == nil {
+		return j.look.Unread[session] != nil
+	}
+	return j.look.Keepers[f.Holder]
 }
 
 // child judges a name whose inode has a container of its own.

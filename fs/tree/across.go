@@ -154,37 +154,35 @@ func (t *Tree) planMove(m *move, get func(blocks.RegisterID) *container) ([]part
 	}
 	exchange := m.flags&RenameExchange != 0
 	var garbage []blocks.RegisterID
-	var orphans []*Inode // of a directory that is replaced
 	if m.have && !exchange && !m.old.Child.IsZero() {
 		p, end := t.planEnd(get(m.old.Child), m.old, m.newDir, at)
 		parts = append(parts, p)
 		if end {
-			garbage = append(garbage, m.old.Child)
+			garbage = get(m.old.Child).garbage()
 		}
 		if m.died = nil; isDir(m.old.Type) {
-			st := get(m.old.Child).st
-			m.died = st.Self.clone()
-			for _, n := range st.inodes {
-				orphans = append(orphans, n.clone())
-			}
+			m.died = get(m.old.Child).st.Self.clone()
 		}
 	}
 	if a == b {
-		o := t.keep(&Op{Kind: OpRename, Time: at, Name: m.name, New: m.newName, Ino: m.e.Ino, Ino2: m.old.Ino, Flags: uint32(m.flags), Inodes: orphans}, m.old.Ino)
+		o := t.keep(&Op{Kind: OpRename, Time: at, Name: m.name, New: m.newName, Ino: m.e.Ino, Ino2: m.old.Ino, Flags: uint32(m.flags)}, b.st.inodes[m.old.Ino])
 		return append(parts, part{c: a, op: o, onCommit: garbage}), nil
 	}
-	out := &Op{Kind: OpMove, Time: at, Name: m.name, Ino2: m.e.Ino}
-	in := &Op{Kind: OpMove, Time: at, Name: m.newName, Ino2: m.old.Ino, Entry: m.e, Drop: m.have && !exchange, Inodes: orphans}
-	if in.Drop {
-		t.keep(in, m.old.Ino)
+	out := &Op{Kind: OpMove, Time: at, Name: m.name, Ino2: m.e.Ino, Child: b.id, Session: t.sessionID()}
+	in := &Op{Kind: OpMove, Time: at, Name: m.newName, Ino2: m.old.Ino, Entry: m.e, Drop: m.have && !exchange}
+	if exchange {
+		in.Child, in.Session = a.id, out.Session
 	}
-	if !carry(in, a, m.e) {
+	if in.Drop {
+		t.keep(in, b.st.inodes[m.old.Ino])
+	}
+	if !t.carry(in, a, m.e) {
 		return nil, errAgain
 	}
 	parts = append(parts, t.planFollow(get, m.e, m.dir, m.newDir, b, at)...)
 	if exchange {
 		out.Entry = m.old
-		if !carry(out, b, m.old) {
+		if !t.carry(out, b, m.old) {
 			return nil, errAgain
 		}
 		parts = append(parts, t.planFollow(get, m.old, m.newDir, m.dir, a, at)...)
@@ -193,7 +191,7 @@ func (t *Tree) planMove(m *move, get func(blocks.RegisterID) *container) ([]part
 }
 
 // carry puts the inode that moves into the operation.
-func carry(o *Op, from *container, e Dentry) bool {
+func (t *Tree) carry(o *Op, from *container, e Dentry) bool {
 	if !e.Child.IsZero() {
 		return true
 	}
@@ -201,8 +199,50 @@ func carry(o *Op, from *container, e Dentry) bool {
 	if n.Nlink != 1 {
 		return false
 	}
-	o.Inodes = []*Inode{n.clone()}
+	o.Inodes = []*Inode{t.noted(n)}
 	return true
+}
+
+// garbage lists what is to be disposed of with a container that ends.
+func (c *container) garbage() []blocks.RegisterID {
+	regs := []blocks.RegisterID{c.id}
+	for id := range c.st.freeRegs {
+		regs = append(regs, id)
+	}
+	return regs
+}
+
+// rmdirAcross removes an empty directory with a transaction over it and its parent. Its register stays until nothing in it is open.
+func (t *Tree) rmdirAcross(ctx context.Context, dir blocks.RegisterID, name string, e Dentry) error {
+	if !MayWait(ctx) {
+		return ErrWait
+	}
+	return t.contend(ctx, fmt.Sprintf("rmdir of %q", name), func() error {
+		place, err := t.locate(ctx, dir, name)
+		if err != nil {
+			return err
+		}
+		var died *Inode
+		at := now()
+		err = t.transact(ctx, []blocks.RegisterID{place, e.Child}, func(get func(blocks.RegisterID) *container) ([]part, error) {
+			p, c := get(place), get(e.Child)
+			if p.st.has(name) != nil {
+				return nil, errAgain
+			}
+			if p.st.entries[name] != e {
+				return nil, syscall.ENOENT
+			}
+			died = c.st.Self.clone()
+			return []part{
+				{c: c, op: &Op{Kind: OpDie, Time: at}},
+				{c: p, op: &Op{Kind: OpMove, Time: at, Name: name, Ino2: e.Ino, Drop: true}, onCommit: c.garbage()},
+			}, nil
+		}, nil)
+		if err == nil && died != nil {
+			t.haunt(died, at)
+		}
+		return err
+	})
 }
 
 // planFollow is what a move means for the moved thing's own container.
@@ -223,7 +263,7 @@ func (t *Tree) planEnd(c *container, e Dentry, dir blocks.RegisterID, at Time) (
 		return part{c: c, op: &Op{Kind: OpDie, Time: at}}, true
 	}
 	n := c.st.only()
-	return part{c: c, op: t.keep(&Op{Kind: OpRef, Time: at, Txn: dir}, e.Ino)}, n != nil && n.Nlink == 1
+	return part{c: c, op: t.keep(&Op{Kind: OpRef, Time: at, Txn: dir}, n)}, n != nil && n.Nlink == 1
 }
 
 // loopCheck returns what a move of a directory checks while it has the rename lock, when nobody can change
@@ -344,7 +384,7 @@ func (t *Tree) promote(ctx context.Context, home blocks.RegisterID, ino Ino) err
 		return nil // somebody else was first: the caller looks again
 	}
 	st := newState(KindFile)
-	st.inodes[ino] = n.clone()
+	st.inodes[ino] = t.noted(n)
 	st.refs = map[blocks.RegisterID]uint32{c.st.head(home): n.Nlink}
 	cc.mu.Lock()
 	cc.st, cc.unborn = st, true
@@ -352,11 +392,15 @@ func (t *Tree) promote(ctx context.Context, home blocks.RegisterID, ino Ino) err
 	if err := t.j.wait(t.noteMove(ino, id)); err != nil {
 		return err
 	}
+	if err := t.ensureSession(ctx); err != nil {
+		return err
+	}
 	if err := t.flush(ctx, cc, false); err != nil {
 		return err
 	}
-	_, err = t.commitOne(ctx, c, t.j.number(), &Op{Kind: OpPromote, Time: now(), Ino: ino, Child: id}, nil)
+	_, err = t.commitOne(ctx, c, t.j.number(), &Op{Kind: OpPromote, Time: now(), Ino: ino, Child: id, Session: t.sessionID()}, nil)
 	if overtaken(err) {
+		t.discard(ctx, cc)
 		return nil
 	}
 	if err == nil {

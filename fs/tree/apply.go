@@ -81,6 +81,8 @@ func (s *State) do(o *Op, ef *Effect) {
 		s.intent = intentOf(o)
 	case OpResolve:
 		s.resolve(o, ef)
+	case OpKeep, OpRelease:
+		s.notes(o, ef)
 	case OpTxn:
 		s.Txn = TxnState(o.Flags)
 	case OpFreeClear:
@@ -91,7 +93,7 @@ func (s *State) do(o *Op, ef *Effect) {
 			delete(s.freeRegs, id)
 		}
 	default:
-		s.doInode(o, ef)
+		s.doInode(o)
 	}
 }
 
@@ -103,9 +105,6 @@ func (s *State) leftovers(o *Op) {
 	for _, id := range o.Regs {
 		s.freeRegs[id] = struct{}{}
 	}
-	for _, n := range o.Inodes {
-		s.inodes[n.Ino] = n.clone()
-	}
 }
 
 func (s *State) make(o *Op) {
@@ -116,6 +115,9 @@ func (s *State) make(o *Op) {
 		return
 	}
 	n := &Inode{Ino: o.Ino, Mode: o.Mode, Nlink: 1, Uid: o.Uid, Gid: o.Gid, Rdev: o.Rdev, Atime: o.Time, Mtime: o.Time, Ctime: o.Time}
+	if o.Keep {
+		n.note(o.Session, true)
+	}
 	if n.kind() == syscall.S_IFLNK {
 		n.Target = string(o.Data)
 		n.Size = uint64(len(o.Data))
@@ -123,7 +125,7 @@ func (s *State) make(o *Op) {
 	s.inodes[o.Ino] = n
 }
 
-// remove takes a name away, and with the last one the inode, unless o.Keep.
+// remove takes a name away, and with the last one the inode, unless it is open.
 func (s *State) remove(name string, o *Op, ef *Effect) {
 	cur := s.entries[name]
 	delete(s.entries, name)
@@ -139,14 +141,31 @@ func (s *State) remove(name string, o *Op, ef *Effect) {
 	s.lost(n, o, ef)
 }
 
-// lost ends an inode without names, or leaves it to the mount that has it open.
+// lost ends an inode without names, unless a session has it open.
 func (s *State) lost(n *Inode, o *Op, ef *Effect) {
-	switch {
-	case n.Nlink > 0:
-	case o.Keep:
-		n.Keeper = o.Mount
-	default:
+	if !o.Session.IsZero() {
+		n.note(o.Session, o.Keep)
+	}
+	if n.Nlink == 0 && len(n.Keepers) == 0 {
 		s.end(n, ef)
+	}
+}
+
+// notes notes which inodes are open. Those that are not here any more are left out.
+func (s *State) notes(o *Op, ef *Effect) {
+	for _, ino := range o.Inos {
+		if h := s.left[ino]; h != nil && o.Kind == OpRelease {
+			if h.keepers = noted(h.keepers, o.Session, false); len(h.keepers) == 0 {
+				delete(s.left, ino)
+			}
+		}
+		n := s.inodes[ino]
+		if n == nil {
+			continue
+		}
+		if n.note(o.Session, o.Kind == OpKeep); n.Nlink == 0 && len(n.Keepers) == 0 {
+			s.end(n, ef)
+		}
 	}
 }
 
@@ -175,16 +194,7 @@ func (s *State) rename(o *Op, ef *Effect) {
 		delete(s.entries, o.Name)
 		s.entries[o.New] = from
 	}
-	s.adopt(o, ef)
 	s.touch(o.Time)
-}
-
-// adopt takes over the orphans of a directory that has been replaced.
-func (s *State) adopt(o *Op, ef *Effect) {
-	for _, n := range o.Inodes {
-		s.inodes[n.Ino] = n.clone()
-		ef.MovedIn = append(ef.MovedIn, n.Ino)
-	}
 }
 
 // changed sets the change time of an inode that lies here.
@@ -201,12 +211,11 @@ func (s *State) move(o *Op, ef *Effect) {
 		} else {
 			cur := s.entries[o.Name]
 			delete(s.entries, o.Name)
-			delete(s.inodes, cur.Ino)
 			if isDir(cur.Type) {
 				s.subdirs--
 			}
 			if cur.Child.IsZero() {
-				ef.MovedOut = append(ef.MovedOut, cur.Ino)
+				s.goes(cur.Ino, o, ef)
 			}
 		}
 	}
@@ -219,12 +228,20 @@ func (s *State) move(o *Op, ef *Effect) {
 			n := o.Inodes[0].clone()
 			n.Nlink, n.Ctime = 1, o.Time
 			s.inodes[in.Ino] = n
+			delete(s.left, in.Ino)
 			ef.MovedIn = append(ef.MovedIn, in.Ino)
-		} else {
-			s.adopt(o, ef)
 		}
 	}
 	s.touch(o.Time)
+}
+
+// goes takes out an inode that goes to another container.
+func (s *State) goes(ino Ino, o *Op, ef *Effect) {
+	if h := huskOf(s.inodes[ino], o.Child, o.Session); h != nil {
+		s.left[ino] = h
+	}
+	delete(s.inodes, ino)
+	ef.MovedOut = append(ef.MovedOut, ino)
 }
 
 func (s *State) promote(o *Op, ef *Effect) {
@@ -234,8 +251,7 @@ func (s *State) promote(o *Op, ef *Effect) {
 			s.entries[name] = e
 		}
 	}
-	delete(s.inodes, o.Ino)
-	ef.MovedOut = append(ef.MovedOut, o.Ino)
+	s.goes(o.Ino, o, ef)
 }
 
 func (s *State) ref(o *Op, ef *Effect) {
@@ -275,7 +291,7 @@ func (s *State) resolve(o *Op, ef *Effect) {
 	}
 }
 
-func (s *State) doInode(o *Op, ef *Effect) {
+func (s *State) doInode(o *Op) {
 	n := s.inode(o.Ino)
 	switch o.Kind {
 	case OpSetattr:
@@ -309,8 +325,6 @@ func (s *State) doInode(o *Op, ef *Effect) {
 	case OpPunch:
 		n.punch(o.Off, min(o.Size, MaxFile-o.Off), s.freeStripe)
 		n.Mtime, n.Ctime = o.Time, o.Time
-	case OpRelease:
-		s.end(n, ef)
 	}
 }
 

@@ -35,7 +35,7 @@ func (c *container) strays(old *State, o *Op) bool {
 // ofInode reports whether the operation concerns an inode and no name.
 func ofInode(k OpKind) bool {
 	switch k {
-	case OpSetattr, OpSetXattr, OpRemoveXattr, OpWriteback, OpTruncate, OpPunch, OpRelease:
+	case OpSetattr, OpSetXattr, OpRemoveXattr, OpWriteback, OpTruncate, OpPunch:
 		return true
 	}
 	return false

@@ -18,7 +18,7 @@ func Check(s *State, o *Op) error {
 	if s.intent != nil {
 		return errIntent
 	}
-	if s.Dead {
+	if s.Dead && !s.concernsOrphans(o) {
 		return s.ended()
 	}
 	switch o.Kind {
@@ -32,7 +32,7 @@ func Check(s *State, o *Op) error {
 		return s.checkNames(o)
 	case OpSpread, OpSplit, OpLearn, OpGather:
 		return s.checkPages(o)
-	case OpSetattr, OpSetXattr, OpRemoveXattr, OpWriteback, OpTruncate, OpPunch, OpRelease:
+	case OpSetattr, OpSetXattr, OpRemoveXattr, OpWriteback, OpTruncate, OpPunch:
 		return s.checkInode(o)
 	case OpRef:
 		return s.checkRef(o)
@@ -44,11 +44,16 @@ func Check(s *State, o *Op) error {
 		if s.Kind != KindTxn || s.Txn != TxnPending {
 			return fmt.Errorf("%w: the transaction has ended", blocks.ErrInvalid)
 		}
-	case OpFreeClear:
+	case OpFreeClear, OpKeep, OpRelease:
 	default:
 		return fmt.Errorf("%w: operation of kind %d", blocks.ErrInvalid, o.Kind)
 	}
 	return nil
+}
+
+// concernsOrphans reports whether the operation is one on the open files that an ended container still has.
+func (s *State) concernsOrphans(o *Op) bool {
+	return o.Kind == OpKeep || o.Kind == OpRelease || ofInode(o.Kind) && s.inodes[o.Ino] != nil
 }
 
 func (s *State) checkRef(o *Op) error {
@@ -242,10 +247,6 @@ func (s *State) checkInode(o *Op) error {
 			return syscall.EINVAL
 		case o.Size > MaxFile || o.Off > MaxFile:
 			return syscall.EFBIG
-		}
-	case OpRelease:
-		if n.Nlink != 0 || n == &s.Self {
-			return fmt.Errorf("%w: inode %d is no orphan", blocks.ErrInvalid, o.Ino)
 		}
 	}
 	return nil

@@ -93,7 +93,7 @@ func (t *Tree) endBelow(ctx context.Context, c *container) error {
 	return nil
 }
 
-// emptied reports whether the directory is empty once this mount's pending operations on it are made.
+// emptied reports whether the directory has neither names nor open files once this mount's pending operations on it are made.
 func (t *Tree) emptied(cc *container, agreed *State, r blocks.Register) bool {
 	cc.mu.Lock()
 	defer cc.mu.Unlock()
@@ -102,7 +102,7 @@ func (t *Tree) emptied(cc *container, agreed *State, r blocks.Register) bool {
 			_, _ = Apply(agreed, p.op) // what does not apply leaves the directory in use, and so is seen
 		}
 	}
-	return agreed.empty()
+	return agreed.empty() && len(agreed.inodes)+len(agreed.left) == 0
 }
 
 // keepChild takes a removal back: the operation is dropped, and the parent built anew without it.

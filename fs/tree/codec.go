@@ -138,10 +138,7 @@ func encodeInode(e *blocks.Encoder, n *Inode) {
 		e.ID(f.Mount.ID)
 		e.Uint(uint64(f.Seq))
 	}
-	e.Bool(!n.Keeper.IsZero())
-	if !n.Keeper.IsZero() {
-		e.ID(n.Keeper.ID)
-	}
+	encodeRegs(e, n.Keepers)
 }
 
 func decodeInode(d *blocks.Decoder) (*Inode, error) {
@@ -164,9 +161,7 @@ func decodeInode(d *blocks.Decoder) (*Inode, error) {
 	for range d.Count(flushMin) {
 		n.Flushed = append(n.Flushed, MountSeq{blocks.PeerID{ID: d.ID()}, Seq(d.Uint())})
 	}
-	if d.Bool() {
-		n.Keeper.ID = d.ID()
-	}
+	n.Keepers = decodeRegs(d)
 	if d.Err() == nil && (n.Size > MaxFile || uint64(len(n.Inline)) > n.Size) {
 		return nil, fmt.Errorf("%w: inode %d of size %d with %d bytes inline", blocks.ErrCorrupt, n.Ino, n.Size, len(n.Inline))
 	}
@@ -186,6 +181,21 @@ func sortedIDs[K comparable, V any](m map[K]V, id func(K) blocks.ID) []K {
 func stripeID(s blocks.StripeID) blocks.ID     { return s.ID }
 func registerID(r blocks.RegisterID) blocks.ID { return r.ID }
 
+// encodeInodes writes the inodes, those that have gone elsewhere among them: of these the type is 0, and the target is the
+// register that they went to.
+func (s *State) encodeInodes(e *blocks.Encoder) {
+	inos := slices.AppendSeq(slices.Collect(maps.Keys(s.inodes)), maps.Keys(s.left))
+	slices.Sort(inos)
+	e.Uint(uint64(len(inos)))
+	for _, ino := range inos {
+		n := s.inodes[ino]
+		if h := s.left[ino]; h != nil {
+			n = &Inode{Ino: ino, Target: string(h.to.ID[:]), Keepers: h.keepers}
+		}
+		encodeInode(e, n)
+	}
+}
+
 // encodeState makes the value of a snapshot. Equal states have equal encodings.
 func encodeState(s *State) []byte {
 	e := &blocks.Encoder{Buf: make([]byte, 0, 256+128*len(s.entries))}
@@ -201,10 +211,7 @@ func encodeState(s *State) []byte {
 		e.String(name)
 		encodeEntry(e, s.entries[name])
 	}
-	e.Uint(uint64(len(s.inodes)))
-	for _, ino := range slices.Sorted(maps.Keys(s.inodes)) {
-		encodeInode(e, s.inodes[ino])
-	}
+	s.encodeInodes(e)
 	e.Uint(uint64(len(s.refs)))
 	for _, r := range sortedIDs(s.refs, registerID) {
 		e.ID(r.ID)
@@ -298,13 +305,21 @@ func (s *State) decodeNames(d *blocks.Decoder) error {
 		}
 	}
 	n = d.Count(inodeMin)
-	s.inodes = make(map[Ino]*Inode, n)
+	s.inodes, s.left = make(map[Ino]*Inode, n), map[Ino]*husk{}
 	for range n {
 		x, err := decodeInode(d)
 		if err != nil {
 			return err
 		}
-		s.inodes[x.Ino] = x
+		if x.Mode != 0 {
+			s.inodes[x.Ino] = x
+			continue
+		}
+		h := &husk{keepers: x.Keepers}
+		if copy(h.to.ID[:], x.Target) != blocks.IDSize || len(x.Target) != blocks.IDSize {
+			return fmt.Errorf("%w: inode %d has gone nowhere", blocks.ErrCorrupt, x.Ino)
+		}
+		s.left[x.Ino] = h
 	}
 	for name, v := range s.entries {
 		if v.Child.IsZero() && s.inodes[v.Ino] == nil && d.Err() == nil {

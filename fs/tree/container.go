@@ -39,6 +39,7 @@ type container struct {
 	frozen   bool // a transaction or a release of the lease is under way: no fast operations at all
 	fenced   bool // st has pending operations on an old version: reload before anything else
 	noLease  time.Time
+	owes     bool // a change by this mount left something to free, without a lease
 	ops      []pending
 	inflight int // of ops, in the batch that is being committed
 	since    time.Time
@@ -113,6 +114,11 @@ func (c *container) release() { <-c.busy }
 // read calls f with the current state of a container: from memory under a lease,
 // else after a read of the register. f must not keep the state.
 func (t *Tree) read(ctx context.Context, id blocks.RegisterID, f func(c *container, s *State) error) error {
+	return t.readFor(ctx, id, false, f)
+}
+
+// readFor is read, of an ended container, too, if that has orphans and they are what is wanted.
+func (t *Tree) readFor(ctx context.Context, id blocks.RegisterID, orphans bool, f func(c *container, s *State) error) error {
 	if err := t.awaitReady(ctx); err != nil {
 		return err
 	}
@@ -123,7 +129,7 @@ func (t *Tree) read(ctx context.Context, id blocks.RegisterID, f func(c *contain
 	_, flush := ctx.(asFlush)
 	c.mu.Lock()
 	t.noteUse(c)
-	ok, err := t.readFast(c, flush, f)
+	ok, err := t.readFast(c, orphans, flush, f)
 	c.mu.Unlock()
 	if ok {
 		return err
@@ -143,14 +149,14 @@ func (t *Tree) read(ctx context.Context, id blocks.RegisterID, f func(c *contain
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.gone(); err != nil {
+	if err := c.gone(orphans); err != nil {
 		return err
 	}
 	return f(c, c.st)
 }
 
 // readFast calls f if memory can answer. mu must be held. flush: it belongs to what a recall waits for.
-func (t *Tree) readFast(c *container, flush bool, f func(c *container, s *State) error) (ok bool, err error) {
+func (t *Tree) readFast(c *container, orphans, flush bool, f func(c *container, s *State) error) (ok bool, err error) {
 	closed := c.closed
 	c.closed = closed && !flush
 	ok = t.fast(c)
@@ -158,7 +164,7 @@ func (t *Tree) readFast(c *container, flush bool, f func(c *container, s *State)
 	if !ok {
 		return false, nil
 	}
-	if err := c.gone(); err != nil {
+	if err := c.gone(orphans); err != nil {
 		return true, err
 	}
 	return true, f(c, c.st)
@@ -171,6 +177,11 @@ type build func(c *container, s *State) (*Op, error)
 // answered; else it is committed before the answer. done, if not nil, is called with the container locked
 // right after the operation was applied.
 func (t *Tree) mutate(ctx context.Context, id blocks.RegisterID, b build, done func(c *container, o *Op, seq Seq)) (Effect, error) {
+	return t.mutateFor(ctx, id, false, b, done)
+}
+
+// mutateFor is mutate, of an ended container, too, if that has orphans and they are what is to be changed.
+func (t *Tree) mutateFor(ctx context.Context, id blocks.RegisterID, orphans bool, b build, done func(c *container, o *Op, seq Seq)) (Effect, error) {
 	if err := t.awaitReady(ctx); err != nil {
 		return Effect{}, err
 	}
@@ -183,14 +194,14 @@ func (t *Tree) mutate(ctx context.Context, id blocks.RegisterID, b build, done f
 	}
 	_, flush := ctx.(asFlush)
 	for {
-		ef, again, err := t.mutateFast(c, b, done, flush)
+		ef, again, err := t.mutateFast(c, orphans, b, done, flush)
 		if !again {
 			return ef, err
 		}
 		if !MayWait(ctx) {
 			return ef, ErrWait
 		}
-		if ef, again, err = t.mutateSlow(ctx, c, b, done); !again {
+		if ef, again, err = t.mutateSlow(ctx, c, orphans, b, done); !again {
 			return ef, err
 		}
 	}
@@ -216,7 +227,7 @@ func (t *Tree) room(ctx context.Context) error {
 }
 
 // mutateFast applies, journals and answers. flush: it belongs to what a recall waits for.
-func (t *Tree) mutateFast(c *container, b build, done func(*container, *Op, Seq), flush bool) (ef Effect, again bool, err error) {
+func (t *Tree) mutateFast(c *container, orphans bool, b build, done func(*container, *Op, Seq), flush bool) (ef Effect, again bool, err error) {
 	c.mu.Lock()
 	closed := c.closed
 	c.closed = closed && !flush
@@ -226,7 +237,7 @@ func (t *Tree) mutateFast(c *container, b build, done func(*container, *Op, Seq)
 		c.mu.Unlock()
 		return ef, true, nil
 	}
-	if err := c.gone(); err != nil {
+	if err := c.gone(orphans); err != nil {
 		c.mu.Unlock()
 		return ef, false, err
 	}
@@ -271,7 +282,7 @@ func (t *Tree) enqueue(c *container, o *Op) Seq {
 }
 
 // mutateSlow commits one operation before it returns. again: a lease was taken, the fast way is open.
-func (t *Tree) mutateSlow(ctx context.Context, c *container, b build, done func(*container, *Op, Seq)) (ef Effect, again bool, err error) {
+func (t *Tree) mutateSlow(ctx context.Context, c *container, orphans bool, b build, done func(*container, *Op, Seq)) (ef Effect, again bool, err error) {
 	defer t.making.enter()()
 	if err := t.flushName(ctx, c); err != nil {
 		return ef, false, err
@@ -297,7 +308,7 @@ func (t *Tree) mutateSlow(ctx context.Context, c *container, b build, done func(
 			c.mu.Unlock()
 			return ef, true, nil
 		}
-		if err := c.gone(); err != nil {
+		if err := c.gone(orphans); err != nil {
 			c.mu.Unlock()
 			return ef, false, err
 		}
@@ -418,6 +429,11 @@ func (t *Tree) prepare(ctx context.Context, c *container, o *Op, seq Seq) error 
 // commitOne proposes an operation that Check let pass, and applies it once it is agreed.
 // ErrConflict: it was not made, the container has moved on. busy must be held and nothing be pending.
 func (t *Tree) commitOne(ctx context.Context, c *container, seq Seq, o *Op, done func()) (Effect, error) {
+	if o.notes() {
+		if err := t.ensureSession(ctx); err != nil {
+			return Effect{}, err
+		}
+	}
 	delta, err := c.seal.seal(sealDelta, encodeBatch([]*Op{o}))
 	if err != nil {
 		return Effect{}, err
@@ -440,6 +456,7 @@ func (t *Tree) commitOne(ctx context.Context, c *container, seq Seq, o *Op, done
 		return ef, fmt.Errorf("%w: container %s: an agreed operation does not apply: %v", blocks.ErrCorrupt, c.id.Short(), err)
 	}
 	c.agreed(r, ch, seq)
+	c.owes = len(c.st.free)+len(c.st.freeRegs) > 0
 	for _, ino := range ef.MovedIn {
 		t.withNode(ino, func(n *node) { n.home = c.id })
 	}

@@ -212,6 +212,57 @@ func TestExclusive(t *testing.T) {
 	equal(t, "both mounts", dump(t, ms[0]), dump(t, ms[1]))
 }
 
+// Who makes and removes one name on two mounts at once, while others look, is told the truth: a removal takes exactly
+// one creation back, and what is left is there.
+func TestMakeAndRemoveExclusively(t *testing.T) {
+	s := seed(t)
+	ring := newRing(t)
+	ms := []*mount{start(t, ring, 1, t.TempDir(), nil), start(t, ring, 2, t.TempDir(), nil)}
+	const names, each = 3, 300
+	var made [names]atomic.Int64
+	var wg sync.WaitGroup
+	for k := range 6 {
+		wg.Go(func() {
+			r, m := rng(s+uint64(k)), ms[k%2]
+			for range each {
+				i := r.IntN(names)
+				name := fmt.Sprint("d", i)
+				switch r.IntN(3) {
+				case 0:
+					a, _, err := m.Make(t.Context(), tree.RootIno, name, tree.MakeArgs{Mode: dirMode, Excl: true})
+					if err == nil {
+						made[i].Add(1)
+						m.Forget(a.Ino, 1)
+					} else if err != syscall.EEXIST {
+						t.Errorf("mkdir: %v", err)
+					}
+				case 1:
+					err := m.Rmdir(t.Context(), tree.RootIno, name)
+					if err == nil {
+						made[i].Add(-1)
+					} else if err != syscall.ENOENT {
+						t.Errorf("rmdir: %v", err)
+					}
+				case 2:
+					if a, err := m.Lookup(t.Context(), tree.RootIno, name); err == nil {
+						m.Forget(a.Ino, 1)
+					} else if err != syscall.ENOENT {
+						t.Errorf("lookup: %v", err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range made {
+		_, err := ms[0].Lookup(t.Context(), tree.RootIno, fmt.Sprint("d", i))
+		if n := made[i].Load(); n < 0 || n > 1 || (n == 1) != (err == nil) {
+			t.Errorf("d%d was made %d times more often than it was removed; a lookup says %v", i, n, err)
+		}
+	}
+	equal(t, "both mounts", dump(t, ms[0]), dump(t, ms[1]))
+}
+
 // replayed is a content room that notes what it is told.
 type replayed struct {
 	mu   sync.Mutex

@@ -253,50 +253,60 @@ func (t *Tree) OwnerOf(ino Ino) blocks.Owner {
 	return blocks.Owner{Register: t.headOf(home), Ino: uint64(ino)}
 }
 
-// Open counts a handle. keepCache: no other mount has changed the inode since it was last opened here.
+// errUnnoted says that another mount could end the file unseen.
+var errUnnoted = errors.New("it is not noted that the file is open")
+
+// Open counts a handle. keepCache: no other mount has changed the inode since it was last opened here. Where this mount has no lease, it is
+// noted in the container first that the file is open here, so that whoever removes its last name leaves it.
 func (t *Tree) Open(ctx context.Context, ino Ino) (keepCache bool, err error) {
-	err = t.readIno(ctx, ino, func(_ *container, _ *State, n *Inode) error {
+	count := func(kept bool) {
+		t.withNode(ino, func(x *node) {
+			x.opens++
+			x.kept = x.kept || kept
+			keepCache, x.foreign = !x.foreign, false
+		})
+	}
+	err = t.readIno(ctx, ino, func(c *container, _ *State, n *Inode) error {
 		if isDir(n.Mode) {
 			return syscall.EISDIR
 		}
 		if t.ghostOf(ino) != nil {
 			return syscall.ESTALE
 		}
-		t.withNode(ino, func(x *node) {
-			x.opens++
-			keepCache, x.foreign = !x.foreign, false
-		})
+		kept := n.keptBy(t.sessionID())
+		if !kept && !t.leased(c) {
+			return errUnnoted
+		}
+		count(kept)
 		return nil
 	})
+	if !errors.Is(err, errUnnoted) {
+		return keepCache, err
+	}
+	_, err = t.mutateIno(ctx, ino, func(_ *State, n *Inode) (*Op, error) {
+		me := t.sessionID()
+		if n.keptBy(me) {
+			count(true)
+			return nil, nil
+		}
+		return &Op{Kind: OpKeep, Time: now(), Inos: []Ino{ino}, Session: me}, nil
+	}, func(*container, *Op, Seq) { count(true) })
 	return keepCache, err
 }
 
-// Release ends a handle. With the last one an inode without a name ends too.
+// Release ends a handle. With the last one an inode without a name ends too, unless another mount has it open.
 func (t *Tree) Release(ino Ino) {
 	last := false
+	var home blocks.RegisterID
 	t.withNode(ino, func(n *node) {
 		n.opens--
-		last = n.opens <= 0
-		n.opens = max(n.opens, 0)
+		last = n.opens <= 0 && n.kept
+		n.opens, home = max(n.opens, 0), n.home
 	})
-	if !last {
-		return
-	}
-	err := t.releaseOrphan(NoWait(context.Background()), ino)
-	if errors.Is(err, ErrWait) {
+	if last && t.unnote(NoWait(context.Background()), home, []Ino{ino}) != nil {
 		t.postpone(ino)
+		t.hasteFor(home, ino)
 	}
-}
-
-// releaseOrphan ends an inode that has no name and no handle.
-func (t *Tree) releaseOrphan(ctx context.Context, ino Ino) error {
-	_, err := t.mutateIno(ctx, ino, func(_ *State, n *Inode) (*Op, error) {
-		if n.Nlink != 0 || isDir(n.Mode) || t.opened(ino) {
-			return nil, nil
-		}
-		return &Op{Kind: OpRelease, Time: now(), Ino: ino}, nil
-	}, nil)
-	return err
 }
 
 // settle tells content and the nodes what an operation ended. No lock is held.
@@ -309,6 +319,7 @@ func (t *Tree) settle(ef Effect) {
 		t.mu.Lock()
 		if n := t.nodes[ino]; n != nil {
 			n.grownEnd, n.grownBytes, n.grownMtime, n.data = 0, 0, 0, 0
+			n.kept = n.kept && n.opens > 0
 			if n.idle() {
 				delete(t.nodes, ino)
 			}

@@ -16,6 +16,7 @@ type Facts struct {
 	ID        blocks.RegisterID
 	Version   blocks.Version
 	Kind      Kind
+	Holder    blocks.PeerID // of a session: whose it is, zero if it is over
 	Dead      bool
 	Ino       Ino               // of a directory
 	Parent    blocks.RegisterID // of a directory; of a page: its head
@@ -46,7 +47,7 @@ type InodeFacts struct {
 	Ino     Ino
 	Nlink   uint32
 	Mode    uint32
-	Keeper  blocks.PeerID // of an orphan: the mount that has it open
+	Keepers []blocks.RegisterID // sessions that have it open
 	Stripes []blocks.StripeRef
 }
 
@@ -55,9 +56,6 @@ type InodeFacts struct {
 type Agreed interface {
 	ReadAgreed(ctx context.Context, id blocks.RegisterID, since blocks.Version) (blocks.Register, error)
 }
-
-// ErrNoContainer says that a register has no value, as the one by which a mount shows that it lives, and its locks with it.
-var ErrNoContainer = errors.New("the register is no container")
 
 // Surveyor reads facts. Its methods may be called concurrently.
 type Surveyor struct {
@@ -68,8 +66,7 @@ type Surveyor struct {
 // NewSurveyor returns a Surveyor for containers that are sealed with the volume key.
 func NewSurveyor(regs Agreed, volumeKey []byte) *Surveyor { return &Surveyor{regs, volumeKey} }
 
-// Facts reads a container. The error is of class ErrNotFound if it has ended, ErrCorrupt if it cannot be understood; or it is
-// ErrNoContainer.
+// Facts reads a container. The error is of class ErrNotFound if it has ended, ErrCorrupt if it cannot be understood.
 func (s *Surveyor) Facts(ctx context.Context, id blocks.RegisterID) (*Facts, error) {
 	f, _, err := s.read(ctx, id, nil)
 	return f, err
@@ -99,7 +96,7 @@ func (s *Surveyor) read(ctx context.Context, id blocks.RegisterID, old *Facts) (
 			return nil, false, err
 		}
 		if len(r.Snapshot) == 0 {
-			return nil, false, ErrNoContainer
+			return &Facts{ID: id, Version: r.Version, Kind: KindSession, Holder: r.Lease.Holder}, true, nil
 		}
 		st, err := c.stateOf(r)
 		if err != nil {
@@ -171,7 +168,7 @@ func (c *container) steady(old *Facts, r blocks.Register) bool {
 // known to leave inodes where they are, may.
 func carries(o *Op) bool {
 	switch o.Kind {
-	case OpMake, OpUnlink, OpLink, OpSetattr, OpSetXattr, OpRemoveXattr, OpWriteback, OpTruncate, OpPunch, OpRelease, OpFreeClear, OpReparent, OpTxn:
+	case OpMake, OpUnlink, OpLink, OpSetattr, OpSetXattr, OpRemoveXattr, OpWriteback, OpTruncate, OpPunch, OpRelease, OpFreeClear, OpReparent, OpTxn, OpKeep:
 		return false
 	case OpRmdir, OpRename, OpTouch:
 		return len(o.Inodes) > 0
@@ -190,7 +187,7 @@ func factsOf(id blocks.RegisterID, v blocks.Version, s *State) *Facts {
 	}
 	for _, ino := range slices.Sorted(maps.Keys(s.inodes)) {
 		n := s.inodes[ino]
-		f.Inodes = append(f.Inodes, InodeFacts{Ino: ino, Nlink: n.Nlink, Mode: n.Mode, Keeper: n.Keeper, Stripes: n.stripes()})
+		f.Inodes = append(f.Inodes, InodeFacts{Ino: ino, Nlink: n.Nlink, Mode: n.Mode, Keepers: n.Keepers, Stripes: n.stripes()})
 	}
 	if in := s.intent; in != nil {
 		f.Undecided, f.Brings = true, slices.Concat(in.OnCommit, in.OnAbort)

@@ -274,6 +274,12 @@ func (t *Tree) commit(ctx context.Context, c *container, b *batch) error {
 		}
 	}
 	var err error
+	if slices.ContainsFunc(b.ops, (*Op).notes) {
+		err = t.ensureSession(ctx)
+	}
+	if err != nil {
+		return err
+	}
 	if b.snapshot != nil {
 		b.change.Snapshot, err = c.seal.seal(sealSnapshot, b.snapshot)
 	} else {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"syscall"
 	"time"
@@ -14,9 +15,8 @@ import (
 )
 
 const (
-	freeEvery = 30 * time.Second // without being woken, in case an attempt failed
-	stubAge   = time.Minute      // a directory that came and went without a register is remembered so long
-	freeBatch = 1024             // entries of one container that are cleared by one operation
+	stubAge   = time.Minute // a directory that came and went without a register is remembered so long
+	freeBatch = 1024        // entries of one container that are cleared by one operation
 )
 
 func (t *Tree) wakeFreer() {
@@ -26,17 +26,9 @@ func (t *Tree) wakeFreer() {
 	}
 }
 
-// postpone lets the freer end an orphan.
-func (t *Tree) postpone(ino Ino) {
-	t.mu.Lock()
-	t.orphans[ino] = struct{}{}
-	t.mu.Unlock()
-	t.wakeFreer()
-}
-
-// freer ends orphans, deletes what is on committed free lists, and clears the lists, until ctx ends.
+// freer ends notes of what is open no more, deletes what is on committed free lists, and clears the lists, until ctx ends.
 func (t *Tree) freer(ctx context.Context) {
-	tick := time.NewTicker(freeEvery)
+	tick := time.NewTicker(t.cfg.FreeEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -45,34 +37,51 @@ func (t *Tree) freer(ctx context.Context) {
 		case <-t.freeNow:
 		case <-tick.C:
 		}
-		t.endOrphans(ctx)
+		t.keepSession(ctx)
+		t.endNotes(ctx, false)
+		t.emptyTrash(ctx)
 		for _, c := range t.containers() {
-			if err := t.freeContainer(ctx, c); err != nil && ctx.Err() == nil {
+			if err := errors.Join(t.endNotesOfTheDead(ctx, c), t.freeContainer(ctx, c)); err != nil && ctx.Err() == nil {
 				t.log.Debug().Err(err).Str("container", c.id.Short()).Msg("delete what is free")
 			}
 		}
 	}
 }
 
-func (t *Tree) endOrphans(ctx context.Context) {
+// maxTosses bounds how often it is tried to end a transaction's register that no free list has.
+const maxTosses = 20
+
+// toss has the freer end the register of a transaction that was aborted.
+func (t *Tree) toss(txn blocks.RegisterID) {
 	t.mu.Lock()
-	todo := t.orphans
-	t.orphans = map[Ino]struct{}{}
+	t.trash[txn] = 0
 	t.mu.Unlock()
-	for ino := range todo {
-		octx, cancel := context.WithTimeout(ctx, t.cfg.CommitTimeout)
-		err := t.releaseOrphan(octx, ino)
-		cancel()
-		if err != nil && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ESTALE) {
-			t.mu.Lock()
-			t.orphans[ino] = struct{}{}
-			t.mu.Unlock()
+	t.wakeFreer()
+}
+
+// emptyTrash ends what was tossed. A transaction that nobody knows, because it was never made, is tried in vain.
+func (t *Tree) emptyTrash(ctx context.Context) {
+	t.mu.RLock()
+	todo := slices.Collect(maps.Keys(t.trash))
+	t.mu.RUnlock()
+	for _, id := range todo {
+		ok, err := t.dispose(ctx, id)
+		t.mu.Lock()
+		if t.trash[id]++; ok || t.trash[id] == maxTosses {
+			delete(t.trash, id)
+		}
+		t.mu.Unlock()
+		if err != nil && ctx.Err() == nil {
+			t.log.Debug().Err(err).Str("transaction", id.Short()).Msg("end an aborted transaction")
 		}
 	}
 }
 
 // freeContainer deletes what the agreed state of a container leased here has on its free lists.
 func (t *Tree) freeContainer(ctx context.Context, c *container) error {
+	if err := t.leaseToFree(ctx, c); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	var stripes []blocks.StripeID
 	var regs []blocks.RegisterID
@@ -114,6 +123,23 @@ func (t *Tree) freeContainer(ctx context.Context, c *container) error {
 		return &Op{Kind: OpFreeClear, Stripes: done, Regs: ended}, nil
 	}, nil)
 	return errors.Join(err, e)
+}
+
+// leaseToFree takes the lease of a container in which this mount has left something to free.
+func (t *Tree) leaseToFree(ctx context.Context, c *container) error {
+	c.mu.Lock()
+	want := c.owes && c.st != nil && !c.st.Dead && !c.removed && !t.leased(c) && time.Now().After(c.noLease)
+	if want {
+		c.reads, c.readsAt = readsForLease, time.Now()
+	}
+	c.owes = c.owes && !t.leased(c)
+	c.mu.Unlock()
+	if !want {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, t.cfg.CommitTimeout)
+	defer cancel()
+	return t.read(ctx, c.id, func(*container, *State) error { return nil })
 }
 
 // deleteStripes deletes in parallel and returns those that are gone.
@@ -178,7 +204,7 @@ func (t *Tree) dispose(ctx context.Context, id blocks.RegisterID) (ok bool, err 
 			}
 		}
 	} else {
-		if ready, err := t.disposable(ctx, st); !ready || err != nil {
+		if ready, err := t.disposable(ctx, id, st); !ready || err != nil {
 			return false, err
 		}
 	}
@@ -193,16 +219,22 @@ func (t *Tree) dispose(ctx context.Context, id blocks.RegisterID) (ok bool, err 
 
 // disposable deletes the stripes of a container that has come to its end. It has not while
 // an inode in it is open somewhere.
-func (t *Tree) disposable(ctx context.Context, st *State) (bool, error) {
+func (t *Tree) disposable(ctx context.Context, id blocks.RegisterID, st *State) (bool, error) {
 	if st.intent != nil {
 		return false, nil
+	}
+	if t.anyKeeps(ctx, st) {
+		return false, nil
+	}
+	for ino, h := range st.left {
+		t.leave(ino, id, h.to)
 	}
 	var ids []blocks.StripeID
 	for id := range st.free {
 		ids = append(ids, id)
 	}
 	for _, n := range st.inodes {
-		if n.Nlink > 0 || n.Keeper != t.cfg.Mount || t.opened(n.Ino) {
+		if n.Nlink > 0 || t.opened(n.Ino) {
 			return false, nil
 		}
 		for i := range n.Extents {
@@ -226,19 +258,30 @@ func (t *Tree) drop(c *container) {
 	t.mu.Unlock()
 }
 
-// adoptOrphans takes care of the orphans that this mount left in a container in an earlier life. mu of c must be held.
+// adoptOrphans has the freer look after what a container that was loaded has to end. mu of c must be held.
 func (t *Tree) adoptOrphans(c *container) {
-	for ino, n := range c.st.inodes {
-		if n.Nlink != 0 || n.Keeper != t.cfg.Mount {
-			continue
+	me := t.sessionID()
+	c.st.keepers(func(ino Ino, keepers []blocks.RegisterID) {
+		mine := slices.Contains(keepers, me)
+		if h := c.st.left[ino]; h != nil {
+			if mine {
+				t.leave(ino, c.id, h.to)
+			}
+			return
+		}
+		if c.st.inodes[ino].Nlink == 0 {
+			t.wakeFreer()
+		}
+		if !mine {
+			return
 		}
 		t.mu.Lock()
 		if x := t.at(ino, c.id); x.opens == 0 {
-			t.orphans[ino] = struct{}{}
+			x.kept = true
+			t.leaving[noteAt{ino: ino}] = time.Now()
 		}
 		t.mu.Unlock()
-		t.wakeFreer()
-	}
+	})
 	if len(c.st.free)+len(c.st.freeRegs) > 0 {
 		t.wakeFreer()
 	}

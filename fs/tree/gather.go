@@ -184,9 +184,6 @@ func (t *Tree) gatherPages(ctx context.Context, head, first blocks.RegisterID) e
 			for r := range c.st.freeRegs {
 				o.Regs = append(o.Regs, r)
 			}
-			for _, n := range c.st.inodes {
-				o.Inodes = append(o.Inodes, n.clone())
-			}
 			p := c.st.sum()
 			sum.mtime, sum.ctime = max(sum.mtime, p.mtime), max(sum.ctime, p.ctime)
 			id = p.next

@@ -40,13 +40,33 @@ type Inode struct {
 	Inline  []byte
 	Extents []Extent // ascending, disjoint, not adjacent in the same stripe
 	Flushed []MountSeq
-	Keeper  blocks.PeerID // of an orphan: the mount that has it open
+	Keepers []blocks.RegisterID // sessions that have it open, as far as it is noted: see session.go
 
 	uses   map[blocks.StripeID]int32 // extents per stripe; made when there are more than fewExtents
 	shared bool                      // Extents and Inline were given away: copy before changing in place
 }
 
 const fewExtents = 16
+
+// husk is left behind by an inode that goes to another container while other mounts have it open, so that they find it.
+type husk struct {
+	to      blocks.RegisterID
+	keepers []blocks.RegisterID // sessions that have not followed
+}
+
+// huskOf returns what an inode leaves behind that goes to another container; nil: there is nobody to look for it. mover is the session that knows.
+func huskOf(n *Inode, to, mover blocks.RegisterID) *husk {
+	h := &husk{to: to}
+	for _, k := range n.Keepers {
+		if k != mover {
+			h.keepers = append(h.keepers, k)
+		}
+	}
+	if len(h.keepers) == 0 || to.IsZero() {
+		return nil
+	}
+	return h
+}
 
 func (n *Inode) kind() uint32 { return n.Mode & syscall.S_IFMT }
 
@@ -105,6 +125,23 @@ func (n *Inode) removeXattr(name string) {
 	if i, ok := n.xattr(name); ok {
 		n.Xattrs = slices.Delete(n.Xattrs, i, i+1)
 	}
+}
+
+// keptBy reports whether it is noted that a session has the inode open.
+func (n *Inode) keptBy(s blocks.RegisterID) bool { return slices.Contains(n.Keepers, s) }
+
+// note notes that a session has the inode open, or has not.
+func (n *Inode) note(s blocks.RegisterID, open bool) { n.Keepers = noted(n.Keepers, s, open) }
+
+func noted(list []blocks.RegisterID, s blocks.RegisterID, open bool) []blocks.RegisterID {
+	i := slices.Index(list, s)
+	switch {
+	case open && i < 0:
+		return append(list, s)
+	case !open && i >= 0:
+		return slices.Delete(list, i, i+1)
+	}
+	return list
 }
 
 // flushed returns up to which record the mount's data is part of the content.
@@ -295,6 +332,7 @@ func (n *Inode) clone() *Inode {
 	c.Inline = slices.Clone(n.Inline)
 	c.Extents = slices.Clone(n.Extents)
 	c.Flushed = slices.Clone(n.Flushed)
+	c.Keepers = slices.Clone(n.Keepers)
 	if len(c.Extents) > fewExtents {
 		c.uses = make(map[blocks.StripeID]int32, len(c.Extents))
 		for i := range c.Extents {

@@ -66,7 +66,7 @@ func (t *Tree) mkdir(ctx context.Context, dir Ino, parent blocks.RegisterID, nam
 	return a, err
 }
 
-// discard drops a directory that got no name.
+// discard drops a container that got no name.
 func (t *Tree) discard(ctx context.Context, cc *container) {
 	cc.mu.Lock()
 	cc.removed = true
@@ -76,8 +76,10 @@ func (t *Tree) discard(ctx context.Context, cc *container) {
 	if unborn {
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.CommitTimeout)
+	defer cancel()
 	ch := blocks.Change{Base: base, Origin: t.cfg.Mount, Seq: uint64(t.j.number()), Delete: true}
-	if _, err := t.regs.Propose(ctx, cc.id, ch); err != nil {
-		t.log.Debug().Err(err).Str("container", cc.id.Short()).Msg("a directory without a name stays behind")
+	if _, err := t.propose(ctx, cc.id, ch); err != nil {
+		t.log.Debug().Err(err).Str("container", cc.id.Short()).Msg("a register without a name stays behind")
 	}
 }

@@ -22,10 +22,15 @@ func (t *Tree) opened(ino Ino) bool {
 	return n != nil && n.opens > 0
 }
 
-// keep marks an operation that may end ino: if it is open here it stays as an orphan.
-func (t *Tree) keep(o *Op, ino Ino) *Op {
-	if t.opened(ino) {
-		o.Keep, o.Mount = true, t.cfg.Mount
+// keep marks an operation that may end the inode, which may be nil: if it is open here it stays as an orphan, and if it is not, a note
+// that says so is void.
+func (t *Tree) keep(o *Op, n *Inode) *Op {
+	if n == nil {
+		return o
+	}
+	me := t.sessionID()
+	if o.Keep = t.keeps(n.Ino); o.Keep || n.keptBy(me) {
+		o.Session = me
 	}
 	return o
 }
@@ -50,7 +55,7 @@ func (t *Tree) Unlink(ctx context.Context, dir Ino, name string) error {
 			case !e.Child.IsZero():
 				return nil, errCross
 			}
-			return t.keep(&Op{Kind: OpUnlink, Time: now(), Name: name, Ino: e.Ino}, e.Ino), nil
+			return t.keep(&Op{Kind: OpUnlink, Time: now(), Name: name, Ino: e.Ino}, s.inodes[e.Ino]), nil
 		}, nil)
 		if errors.Is(err, errCross) {
 			err = t.unlinkPromoted(ctx, parent, name, e)
@@ -61,8 +66,7 @@ func (t *Tree) Unlink(ctx context.Context, dir Ino, name string) error {
 	}
 }
 
-// Rmdir removes an empty directory. Agreed on, it happens when the child's register ends; the
-// parent's name follows.
+// Rmdir removes an empty directory: under a lease from memory, else by a transaction.
 func (t *Tree) Rmdir(ctx context.Context, dir Ino, name string) error {
 	parent, err := t.home(dir)
 	if err != nil {
@@ -87,42 +91,24 @@ func (t *Tree) Rmdir(ctx context.Context, dir Ino, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := t.settleOrphans(ctx, e.Child); err != nil {
-		return err
+	err = t.rmdirEmpty(ctx, parent, name, e, cc)
+	if errors.Is(err, errCross) {
+		err = t.rmdirAcross(ctx, parent, name, e)
 	}
-	err = t.rmdirEmpty(ctx, parent, name, e, cc, false)
-	if !errors.Is(err, errCross) {
-		return err
-	}
-	if !MayWait(ctx) {
-		return ErrWait
-	}
-	place, err := t.locate(ctx, parent, name)
-	if err != nil {
-		return err
-	}
-	pc, err := t.cont(place)
-	if err != nil {
-		return err
-	}
-	err = t.endChild(ctx, pc, removal{e.Child, t.j.number()})
-	if errors.Is(err, blocks.ErrConflict) {
-		return syscall.ENOTEMPTY
-	}
-	if err != nil {
-		return err
-	}
-	return t.rmdirEmpty(ctx, parent, name, e, cc, true)
+	return err
 }
 
-// rmdirEmpty removes the name. errCross: the child is not leased, so that only the end of its register
-// can say that it is empty; ended: that has come.
-func (t *Tree) rmdirEmpty(ctx context.Context, parent blocks.RegisterID, name string, e Dentry, cc *container, ended bool) error {
-	return t.mutateName(ctx, parent, name, false, func(_ *container, s *State) (*Op, error) {
+// rmdirEmpty removes the name, and lets the end of the child's register follow. errCross: one of the two is not leased, so
+// that another mount may use or remove it, too, or the directory has files that are open, which its register must outlive.
+func (t *Tree) rmdirEmpty(ctx context.Context, parent blocks.RegisterID, name string, e Dentry, cc *container) error {
+	return t.mutateName(ctx, parent, name, false, func(c *container, s *State) (*Op, error) {
 		if s.entries[name] != e {
 			return nil, syscall.ENOENT
 		}
-		return t.rmdirOp(cc, name, e, ended)
+		if !t.leased(c) { // whoever meets the name of a directory that has ended takes it away
+			return nil, errCross
+		}
+		return t.rmdirOp(cc, name, e)
 	}, func(c *container, o *Op, _ Seq) {
 		cc.mu.Lock()
 		defer cc.mu.Unlock()
@@ -130,35 +116,11 @@ func (t *Tree) rmdirEmpty(ctx context.Context, parent blocks.RegisterID, name st
 		if cc.st != nil {
 			t.haunt(&cc.st.Self, o.Time)
 		}
-		for _, n := range o.Inodes {
-			t.withNode(n.Ino, func(x *node) { x.home = c.id })
-		}
 	})
-}
-
-// settleOrphans commits what is pending in a directory with orphans, so that they can be
-// taken over as they are.
-func (t *Tree) settleOrphans(ctx context.Context, id blocks.RegisterID) error {
-	orphans := false
-	err := t.read(ctx, id, func(_ *container, s *State) error {
-		orphans = len(s.inodes) > 0
-		return nil
-	})
-	if err != nil || !orphans {
-		return err
-	}
-	if !MayWait(ctx) {
-		return ErrWait
-	}
-	cc, err := t.cont(id)
-	if err != nil {
-		return err
-	}
-	return t.flush(ctx, cc, false)
 }
 
 // rmdirOp takes over what the empty directory leaves behind. The parent's mu is held.
-func (t *Tree) rmdirOp(cc *container, name string, e Dentry, ended bool) (*Op, error) {
+func (t *Tree) rmdirOp(cc *container, name string, e Dentry) (*Op, error) {
 	cc.mu.Lock()
 	defer cc.mu.Unlock()
 	switch {
@@ -166,7 +128,7 @@ func (t *Tree) rmdirOp(cc *container, name string, e Dentry, ended bool) (*Op, e
 		return nil, syscall.ENOENT
 	case !cc.st.empty():
 		return nil, syscall.ENOTEMPTY
-	case !ended && !t.leased(cc):
+	case !t.leased(cc), len(cc.st.inodes)+len(cc.st.left) > 0:
 		return nil, errCross
 	}
 	o := &Op{Kind: OpRmdir, Time: now(), Name: name, Ino: e.Ino, Child: e.Child}
@@ -175,9 +137,6 @@ func (t *Tree) rmdirOp(cc *container, name string, e Dentry, ended bool) (*Op, e
 	}
 	for id := range cc.st.freeRegs {
 		o.Regs = append(o.Regs, id)
-	}
-	for _, n := range cc.st.inodes {
-		o.Inodes = append(o.Inodes, n.clone())
 	}
 	return o, nil
 }
@@ -257,7 +216,7 @@ func (t *Tree) renameOp(s *State, name, newName string, flags RenameFlags) (*Op,
 		if !old.Child.IsZero() {
 			return nil, errCross
 		}
-		t.keep(o, old.Ino)
+		t.keep(o, s.inodes[old.Ino])
 	}
 	return o, nil
 }

@@ -11,10 +11,10 @@ import (
 type OpKind uint8
 
 const (
-	OpMake        OpKind = 1  // Name, Ino, Mode, Uid, Gid, Rdev, Data (target), Child (directories)
-	OpUnlink      OpKind = 2  // Name, Ino, Keep
-	OpRmdir       OpKind = 3  // Name, Ino, Child; what the child leaves behind: Stripes, Regs, Inodes (orphans)
-	OpRename      OpKind = 4  // Name to New, Ino, Ino2 (what is replaced or exchanged), Flags, Keep; Inodes: orphans of a replaced directory
+	OpMake        OpKind = 1  // Name, Ino, Mode, Uid, Gid, Rdev, Data (target), Child (directories), Keep, Session
+	OpUnlink      OpKind = 2  // Name, Ino, Keep, Session
+	OpRmdir       OpKind = 3  // Name, Ino, Child; what the child leaves behind: Stripes, Regs
+	OpRename      OpKind = 4  // Name to New, Ino, Ino2 (what is replaced or exchanged), Flags, Keep, Session
 	OpLink        OpKind = 5  // Ino gets the name New
 	OpSetattr     OpKind = 6  // Ino, Set, Mode, Uid, Gid, Atime, Mtime
 	OpSetXattr    OpKind = 7  // Ino, Name, Data, Flags
@@ -22,22 +22,23 @@ const (
 	OpWriteback   OpKind = 9  // Ino, Extents or Data, Size, Mtime, Mount, Flushed
 	OpTruncate    OpKind = 10 // Ino, Size
 	OpPunch       OpKind = 11 // Ino, Off, Size
-	OpRelease     OpKind = 12 // Ino: an orphan ends
+	OpRelease     OpKind = 12 // Inos are not open in Session; those without a name that nobody has open end
 	OpTouch       OpKind = 13 // the directory's times, and Ino's change time; Stripes become free
 	OpFreeClear   OpKind = 14 // Stripes, Regs have been deleted
-	OpMove        OpKind = 15 // Name: Ino2 goes out (Keep, Drop: it is replaced), Entry comes in, Inodes: its inode, or orphans of a replaced directory
-	OpPromote     OpKind = 16 // Ino goes into container Child
+	OpMove        OpKind = 15 // Name: Ino2 goes out (Drop: it is replaced; Keep, Session), Child: where it goes; Session: who moves it), Entry comes in, Inodes: its inode
+	OpPromote     OpKind = 16 // Ino goes into container Child; Session: who moves it
 	OpReparent    OpKind = 17 // Child, Ino: the new parent of this directory
 	OpDie         OpKind = 18 // this directory is replaced; it must be empty
-	OpRef         OpKind = 19 // a promoted inode gains a name in Child (if not zero) and loses one in Txn (if not zero), Keep
+	OpRef         OpKind = 19 // a promoted inode gains a name in Child (if not zero) and loses one in Txn (if not zero), Keep, Session
 	OpIntent      OpKind = 20 // Txn, Parts, Inner, Regs (OnCommit), Abort (OnAbort), Drop (FreesTxn), Mount
 	OpResolve     OpKind = 21 // Txn, Drop: commit, else abort
 	OpTxn         OpKind = 22 // Flags: the new state of a transaction
 	OpSpread      OpKind = 23 // a directory's names have gone to the pages Regs, each with the same share of the hashes
 	OpSplit       OpKind = 24 // a page's hashes from Off on have gone to page Child
 	OpLearn       OpKind = 25 // a directory's page Child begins at hash Off
-	OpGather      OpKind = 26 // a directory's pages have ended, empty; Mtime and Atime (change time) are their newest; Regs, Inodes: what they leave
-	opKinds              = 27
+	OpGather      OpKind = 26 // a directory's pages have ended, empty; Mtime and Atime (change time) are their newest; Regs: what they leave
+	OpKeep        OpKind = 27 // Inos are open in Session
+	opKinds              = 28
 )
 
 // Bits of Op.Set.
@@ -67,7 +68,7 @@ type Op struct {
 	Inline  bool   // Data is the whole content of a file
 	Child   blocks.RegisterID
 	Flags   uint32
-	Keep    bool // the inode that loses its last name is open: keep it as an orphan
+	Keep    bool // Session has the inode that is made, or loses a name, open; else, if there is a Session, it has not
 	Drop    bool
 	Size    uint64
 	Off     uint64
@@ -85,6 +86,8 @@ type Op struct {
 	Entry   Dentry
 	Inodes  []*Inode
 	Inner   *Op
+	Inos    []Ino
+	Session blocks.RegisterID
 }
 
 // Fields of an encoded operation, by bit; zero fields are not written.
@@ -120,6 +123,8 @@ const (
 	fEntry
 	fInodes
 	fInner
+	fInos
+	fSession
 	fCount
 )
 
@@ -161,6 +166,8 @@ func (o *Op) mask() uint64 {
 	set(fEntry, o.Entry != Dentry{})
 	set(fInodes, len(o.Inodes) != 0)
 	set(fInner, o.Inner != nil)
+	set(fInos, len(o.Inos) != 0)
+	set(fSession, !o.Session.IsZero())
 	return m
 }
 
@@ -230,6 +237,13 @@ func (o *Op) encodeField(e *blocks.Encoder, bit int) {
 		}
 	case fInner:
 		o.Inner.encode(e)
+	case fInos:
+		e.Uint(uint64(len(o.Inos)))
+		for _, ino := range o.Inos {
+			e.Uint(uint64(ino))
+		}
+	case fSession:
+		e.ID(o.Session.ID)
 	}
 }
 
@@ -342,6 +356,13 @@ func (o *Op) decodeField(d *blocks.Decoder, bit, depth int) (err error) {
 			return fmt.Errorf("%w: operations nested too deep", blocks.ErrCorrupt)
 		}
 		o.Inner, err = decodeOp(d, depth+1)
+	case fInos:
+		o.Inos = make([]Ino, d.Count(1))
+		for i := range o.Inos {
+			o.Inos[i] = Ino(d.Uint())
+		}
+	case fSession:
+		o.Session.ID = d.ID()
 	}
 	return err
 }

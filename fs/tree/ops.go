@@ -14,6 +14,23 @@ const validFor = 1e9
 // errMoved says that an inode is not in the container where it was looked for.
 var errMoved = errors.New("the inode has moved")
 
+// find returns an inode of the container, or errMoved; then its node points to where it is, if the container says that. Of an
+// ended container only what is open is left. mu of c must be held.
+func (t *Tree) find(c *container, s *State, ino Ino) (*Inode, error) {
+	n := s.inode(ino)
+	h := s.left[ino]
+	switch {
+	case n == nil && h != nil:
+		t.leave(ino, c.id, h.to)
+		return nil, errMoved
+	case s.Dead && (n == nil || n == &s.Self):
+		return nil, s.ended()
+	case n == nil:
+		return nil, errMoved
+	}
+	return n, nil
+}
+
 // readIno calls f with the inode and its container's state.
 func (t *Tree) readIno(ctx context.Context, ino Ino, f func(c *container, s *State, n *Inode) error) error {
 	_, flush := ctx.(asFlush) // content writes back nothing for a ghost
@@ -25,10 +42,10 @@ func (t *Tree) readIno(ctx context.Context, ino Ino, f func(c *container, s *Sta
 		if err != nil {
 			return err
 		}
-		err = t.read(ctx, home, func(c *container, s *State) error {
-			n := s.inode(ino)
-			if n == nil {
-				return errMoved
+		err = t.readFor(ctx, home, true, func(c *container, s *State) error {
+			n, err := t.find(c, s, ino)
+			if err != nil {
+				return err
 			}
 			return f(c, s, n)
 		})
@@ -66,10 +83,10 @@ func (t *Tree) mutateIno(ctx context.Context, ino Ino, b func(s *State, n *Inode
 		if err != nil {
 			return a, err
 		}
-		_, err = t.mutate(ctx, home, func(_ *container, s *State) (*Op, error) {
-			n := s.inode(ino)
-			if n == nil {
-				return nil, errMoved
+		_, err = t.mutateFor(ctx, home, true, func(c *container, s *State) (*Op, error) {
+			n, err := t.find(c, s, ino)
+			if err != nil {
+				return nil, err
 			}
 			return b(s, n)
 		}, func(c *container, o *Op, seq Seq) {
@@ -298,15 +315,18 @@ func (t *Tree) Make(ctx context.Context, dir Ino, name string, args MakeArgs) (a
 		if err != nil {
 			return a, false, err
 		}
-		err = t.mutateName(ctx, parent, name, true, func(_ *container, s *State) (*Op, error) {
+		err = t.mutateName(ctx, parent, name, true, func(c *container, s *State) (*Op, error) {
 			if err := mayMake(s, dir, name); err != nil {
 				return nil, err
 			}
 			o, err := makeOp(s, heir, name, args)
-			if err == nil {
-				o.Ino = t.newIno()
+			if err != nil {
+				return nil, err
 			}
-			return o, err
+			if o.Ino = t.newIno(); args.Open && !t.leased(c) {
+				o.Keep, o.Session = true, t.sessionID()
+			}
+			return o, nil
 		}, func(c *container, o *Op, _ Seq) {
 			created = true
 			t.ref(o.Ino, c.id)

@@ -162,9 +162,6 @@ func (s *State) doPages(o *Op, ef *Effect) {
 		s.pages, s.setAt = nil, 0
 		s.Self.Mtime, s.Self.Ctime = o.Mtime, o.Atime
 		s.leftovers(o)
-		for _, n := range o.Inodes {
-			ef.MovedIn = append(ef.MovedIn, n.Ino)
-		}
 	}
 }
 
@@ -181,14 +178,11 @@ func (s *State) leave(name string, ef *Effect) {
 	}
 }
 
-// die ends an empty directory or page. Its orphans are taken over by the container that has the name which replaces the
-// directory, or by the page's head, and what else a page leaves, but its free stripes, by the head.
+// die ends an empty directory or page. Its orphans and its free stripes stay until the register is disposed of; its free
+// registers have been taken over by the container that lists it as garbage.
 func (s *State) die() {
 	s.Dead = true
-	clear(s.inodes)
-	if s.Kind == KindPage {
-		clear(s.freeRegs)
-	}
+	clear(s.freeRegs)
 }
 
 // Pages, at the end of a snapshot. Of a directory: U (U lo  ID)*, and if there are any, I when the time of modification

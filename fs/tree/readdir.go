@@ -136,7 +136,7 @@ func (t *Tree) peek(id blocks.RegisterID, f func(c *container, s *State) error) 
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if ok, err := t.readFast(c, false, f); ok {
+	if ok, err := t.readFast(c, false, false, f); ok {
 		return err
 	}
 	return ErrWait

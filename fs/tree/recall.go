@@ -13,6 +13,9 @@ import (
 // recall gives a lease back because another mount wants the container: no new fast
 // operations, dirty data and pending operations committed, the kernel forgets, then the release.
 func (t *Tree) recall(ctx context.Context, id blocks.RegisterID) {
+	if id == t.sessionID() {
+		return // that it was asked shows that the process lives; the lease stays
+	}
 	select {
 	case <-t.ready:
 	case <-ctx.Done():
@@ -111,6 +114,10 @@ func (t *Tree) giveBack(ctx context.Context, c *container) error {
 			if err := t.refresh(ctx, c); err != nil {
 				return err
 			}
+			continue
+		}
+		if c.st != nil && t.noteOpen(c) {
+			c.mu.Unlock()
 			continue
 		}
 		ch := blocks.Change{Base: c.version, Origin: t.cfg.Mount, Lease: blocks.LeaseRelease}

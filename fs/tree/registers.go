@@ -19,6 +19,9 @@ type Registers interface {
 	Propose(ctx context.Context, id blocks.RegisterID, c blocks.Change) (blocks.Register, error)
 	// Holds reports whether this mount's lease of that epoch can be trusted now. It does not wait.
 	Holds(id blocks.RegisterID, epoch uint64) bool
+	// Lease returns who holds a register's lease. It does not recall it; but a holder that cannot be reached, and that a
+	// majority has not heard for long enough, loses it first.
+	Lease(ctx context.Context, id blocks.RegisterID) (blocks.Lease, error)
 	// OnRecall sets who is told that another mount wants the register: f flushes it
 	// and releases the lease before it returns.
 	OnRecall(f func(ctx context.Context, id blocks.RegisterID))

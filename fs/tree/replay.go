@@ -3,6 +3,7 @@ package tree
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/mutualfs/mutualfs/blocks"
@@ -225,7 +226,9 @@ func (r *replayer) data(rec record) error {
 	if rec.seq <= r.flushed[rec.ino] {
 		return nil
 	}
-	for _, id := range append([]blocks.RegisterID{rec.reg}, r.moved[rec.ino]...) {
+	places := append([]blocks.RegisterID{rec.reg}, r.moved[rec.ino]...)
+	for i := 0; i < len(places); i++ {
+		id := places[i]
 		c, err := r.container(id)
 		if err != nil {
 			return err
@@ -248,6 +251,8 @@ func (r *replayer) data(rec record) error {
 		var done bool
 		if n != nil {
 			done = rec.seq <= n.flushed(t.cfg.Mount)
+		} else if h := c.st.left[rec.ino]; h != nil && !slices.Contains(places, h.to) {
+			places = append(places, h.to) // moved by another mount, while it was open here
 		}
 		c.mu.Unlock()
 		if n == nil {
@@ -267,9 +272,12 @@ func (r *replayer) data(rec record) error {
 	return nil
 }
 
-// cloneOp copies what aliases a record's buffer.
+// cloneOp copies what aliases a record's buffer. What the process of the journal had open is open no more.
 func cloneOp(o *Op) *Op {
 	n := *o
+	if n.Keep = false; n.Kind == OpKeep {
+		n.Kind = OpRelease
+	}
 	n.Data = append([]byte(nil), o.Data...)
 	return &n
 }

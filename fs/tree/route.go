@@ -23,10 +23,14 @@ type pageInfo struct {
 	shrunk  bool              // names have left since the last snapshot: the next commit is one
 }
 
-// gone returns why nobody can use the container, nil if one can. mu must be held.
-func (c *container) gone() error {
+// gone returns why nobody can use the container, nil if one can. orphans: it is for the open files that an ended one still has.
+// mu must be held.
+func (c *container) gone(orphans bool) error {
 	switch {
 	case c.st != nil && c.st.Dead && !c.removed:
+		if orphans && len(c.st.inodes)+len(c.st.left) > 0 {
+			return nil
+		}
 		return c.st.ended()
 	case c.st == nil && !c.head.IsZero():
 		return &elsewhere{c.head}

@@ -15,6 +15,8 @@ const (
 	KindLock Kind = 3 // the lock that moves of directories take; it holds only an intent
 	KindTxn  Kind = 4 // a transaction; see TxnState
 	KindPage Kind = 5 // a part of a large directory's names
+	// KindSession is no kind of a value: a register without a value is a session, of a mount's tree or of its locks.
+	KindSession Kind = 255
 )
 
 // TxnState is where a transaction register stands.
@@ -62,6 +64,7 @@ type State struct {
 
 	entries  map[string]Dentry
 	inodes   map[Ino]*Inode
+	left     map[Ino]*husk
 	subdirs  uint32
 	refs     map[blocks.RegisterID]uint32 // promoted inode: names per directory
 	free     map[blocks.StripeID]struct{}
@@ -70,7 +73,7 @@ type State struct {
 }
 
 func newState(k Kind) *State {
-	return &State{Kind: k, inodes: map[Ino]*Inode{}, free: map[blocks.StripeID]struct{}{}, freeRegs: map[blocks.RegisterID]struct{}{}}
+	return &State{Kind: k, inodes: map[Ino]*Inode{}, left: map[Ino]*husk{}, free: map[blocks.StripeID]struct{}{}, freeRegs: map[blocks.RegisterID]struct{}{}}
 }
 
 // newDir returns the state of a fresh directory.

@@ -64,9 +64,23 @@ func TestApply(t *testing.T) {
 		{"rmdir of a file", []*Op{file("a", 20)}, &Op{Kind: OpRmdir, Name: "a"}, syscall.ENOTDIR, nil},
 		{"unlink of a directory", []*Op{mkdir("d", 20)}, &Op{Kind: OpUnlink, Name: "d"}, syscall.EISDIR, nil},
 		{"unlink of nothing", nil, &Op{Kind: OpUnlink, Name: "d"}, syscall.ENOENT, nil},
-		{"unlink, open", []*Op{file("a", 20)}, &Op{Kind: OpUnlink, Time: 300, Name: "a", Ino: 20, Keep: true}, nil, func(s *State) bool {
+		{"unlink, open", []*Op{file("a", 20)}, &Op{Kind: OpUnlink, Time: 300, Name: "a", Ino: 20, Keep: true, Session: rid(9)}, nil, func(s *State) bool {
 			return s.inodes[20].Nlink == 0 && s.inodes[20].Ctime == 300 && s.Len() == 0
 		}},
+		{"unlink, open elsewhere", []*Op{file("a", 20), {Kind: OpKeep, Inos: []Ino{19, 20}, Session: rid(9)}},
+			&Op{Kind: OpUnlink, Name: "a", Ino: 20, Session: rid(8)}, nil, func(s *State) bool { n := s.inodes[20]; return n != nil && n.Nlink == 0 && n.keptBy(rid(9)) }},
+		{"unlink, closed since", []*Op{file("a", 20), {Kind: OpKeep, Inos: []Ino{20}, Session: rid(9)}},
+			&Op{Kind: OpUnlink, Name: "a", Ino: 20, Session: rid(9)}, nil, func(s *State) bool { return s.inodes[20] == nil }},
+		{"release with a name", []*Op{file("a", 20), {Kind: OpKeep, Inos: []Ino{20}, Session: rid(9)}}, &Op{Kind: OpRelease, Inos: []Ino{20}, Session: rid(9)}, nil,
+			func(s *State) bool { n := s.inodes[20]; return n != nil && len(n.Keepers) == 0 }},
+		{"release of one of two", []*Op{file("a", 20), {Kind: OpKeep, Inos: []Ino{20}, Session: rid(9)}, {Kind: OpUnlink, Name: "a", Ino: 20, Keep: true, Session: rid(8)}},
+			&Op{Kind: OpRelease, Inos: []Ino{20}, Session: rid(8)}, nil, func(s *State) bool { n := s.inodes[20]; return n != nil && n.keptBy(rid(9)) }},
+		{"release of the last", []*Op{file("a", 20), {Kind: OpUnlink, Name: "a", Ino: 20, Keep: true, Session: rid(8)}},
+			&Op{Kind: OpRelease, Inos: []Ino{20}, Session: rid(8)}, nil, func(s *State) bool { return s.inodes[20] == nil }},
+		{"an ended directory has its orphans", []*Op{file("a", 20), {Kind: OpUnlink, Name: "a", Ino: 20, Keep: true, Session: rid(8)}, {Kind: OpDie}},
+			&Op{Kind: OpTruncate, Ino: 20, Size: 7}, nil, func(s *State) bool { return s.Dead && s.inodes[20].Size == 7 }},
+		{"an ended directory takes no names", []*Op{file("a", 20), {Kind: OpUnlink, Name: "a", Ino: 20, Keep: true, Session: rid(8)}, {Kind: OpDie}},
+			file("b", 21), syscall.ENOENT, nil},
 		{"unlink frees", []*Op{file("a", 20), {Kind: OpWriteback, Ino: 20, Size: 10, Extents: []Extent{ext(0, 10, 1)}}},
 			&Op{Kind: OpUnlink, Name: "a", Ino: 20}, nil, func(s *State) bool { _, ok := s.free[sid(1)]; return ok && s.inodes[20] == nil }},
 		{"link", []*Op{file("a", 20)}, &Op{Kind: OpLink, Time: 300, Ino: 20, New: "b"}, nil, func(s *State) bool { return s.inodes[20].Nlink == 2 && s.inodes[20].Ctime == 300 }},
@@ -104,7 +118,6 @@ func TestApply(t *testing.T) {
 		{"frozen by a transaction", []*Op{{Kind: OpIntent, Txn: rid(1)}}, file("a", 20), errIntent, nil},
 		{"die, not empty", []*Op{file("a", 20)}, &Op{Kind: OpDie}, syscall.ENOTEMPTY, nil},
 		{"a dead directory", []*Op{{Kind: OpDie}}, file("a", 20), syscall.ENOENT, nil},
-		{"release of a file with a name", []*Op{file("a", 20)}, &Op{Kind: OpRelease, Ino: 20}, blocks.ErrInvalid, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := testDir()
@@ -207,7 +220,9 @@ func randomOp(r *rand.Rand, s *State, at Time, next *Ino) *Op {
 		o.Kind, o.Ino, o.Mode = OpMake, *next, syscall.S_IFREG|0o644
 	case 3, 4:
 		o.Kind, o.Ino = OpUnlink, s.entries[o.Name].Ino
-		o.Keep = r.IntN(5) == 0
+		if o.Keep = r.IntN(5) == 0; o.Keep {
+			o.Session = rid(9)
+		}
 	case 5, 6:
 		o.Kind, o.New, o.Ino = OpRename, name(), s.entries[o.Name].Ino
 		o.Ino2 = s.entries[o.New].Ino
@@ -298,7 +313,7 @@ func sampleState(t testing.TB) *State {
 		{Kind: OpMake, Time: 202, Name: "s", Ino: 22, Mode: syscall.S_IFLNK | 0o777, Data: []byte("f")},
 		{Kind: OpSetXattr, Time: 203, Ino: 20, Name: "user.x", Data: []byte("v")},
 		{Kind: OpWriteback, Ino: 20, Size: 4000, Extents: []Extent{ext(0, 100, 1), ext(200, 50, 1), ext(3000, 1000, 2)}, Mtime: 204, Mount: blocks.PeerID{ID: rid(7).ID}, Flushed: 9},
-		{Kind: OpUnlink, Time: 205, Name: "f", Ino: 20, Keep: true, Mount: blocks.PeerID{ID: rid(7).ID}},
+		{Kind: OpUnlink, Time: 205, Name: "f", Ino: 20, Keep: true, Session: rid(7)},
 		{Kind: OpTouch, Time: 206, Stripes: []blocks.StripeID{sid(8)}, Regs: []blocks.RegisterID{rid(8)}},
 		{Kind: OpIntent, Txn: rid(5), Parts: []blocks.RegisterID{rid(1), rid(2)}, Inner: &Op{Kind: OpMove, Time: 207, Name: "n",
 			Entry: Dentry{Type: syscall.S_IFREG, Ino: 30}, Inodes: []*Inode{{Ino: 30, Mode: syscall.S_IFREG, Size: 3, Inline: []byte("abc")}}},

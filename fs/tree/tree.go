@@ -41,6 +41,8 @@ type Config struct {
 	SegmentBytes  int64         // one file of the journal
 	CacheBytes    int64         // approximate memory for containers; those in use come on top
 	FreeParallel  int           // stripes that are deleted at the same time
+	FreeEvery     time.Duration // so often what could not be freed is tried again, and the mounts that keep orphans are looked at
+	NoteAge       time.Duration // so long it stays noted that a file is open after it was closed
 	SplitEntries  int           // names of a directory, or of one of its pages, beyond which it is split
 }
 
@@ -57,6 +59,8 @@ func Default() Config {
 		SegmentBytes:  64 << 20,
 		CacheBytes:    256 << 20,
 		FreeParallel:  16,
+		FreeEvery:     30 * time.Second,
+		NoteAge:       5 * time.Second,
 		SplitEntries:  8000,
 	}
 }
@@ -90,6 +94,8 @@ func (c *Config) fill() {
 	def(&c.SegmentBytes, d.SegmentBytes)
 	def(&c.CacheBytes, d.CacheBytes)
 	def(&c.FreeParallel, d.FreeParallel)
+	def(&c.FreeEvery, d.FreeEvery)
+	def(&c.NoteAge, d.NoteAge)
 	def(&c.SplitEntries, d.SplitEntries)
 	if c.Rand == nil {
 		c.Rand = rand.Reader
@@ -111,6 +117,7 @@ type node struct {
 	lookups uint64            // the kernel's references
 	opens   int               // handles
 	foreign bool              // another mount changed it since the last Open
+	kept    bool              // there may be a note that it is open in this process
 
 	ghost *ghost // what is left of an inode that ended here; nil: it has not
 
@@ -125,7 +132,9 @@ type node struct {
 
 func (n *node) unwritten() bool { return n.data > n.flushed }
 
-func (n *node) idle() bool { return n.lookups == 0 && n.opens == 0 && !n.unwritten() && n.err == nil }
+func (n *node) idle() bool {
+	return n.lookups == 0 && n.opens == 0 && !n.kept && !n.unwritten() && n.err == nil
+}
 
 // Tree is one mount's view of the tree. All methods may be called concurrently once
 // Run has been started; until it has replayed the journal they wait.
@@ -148,7 +157,11 @@ type Tree struct {
 	mu      sync.RWMutex // guards the two maps and the nodes in them
 	conts   map[blocks.RegisterID]*container
 	nodes   map[Ino]*node
-	orphans map[Ino]struct{} // to be ended by the freer
+	leaving map[noteAt]time.Time // notes that are to be ended by the freer, and from when on
+
+	trash map[blocks.RegisterID]int // transactions to be ended by the freer, and how often that was tried
+
+	session session
 }
 
 // New opens the journal and returns a Tree that answers once Run replayed it.
@@ -159,7 +172,7 @@ func New(cfg Config) (*Tree, error) {
 	}
 	t := &Tree{cfg: cfg, regs: cfg.Registers, log: zerolog.Nop(), hooks: cfg.Hooks, floor: func() Seq { return 0 },
 		ready: make(chan struct{}), flushNow: make(chan struct{}, 1), freeNow: make(chan struct{}, 1),
-		conts: map[blocks.RegisterID]*container{}, nodes: map[Ino]*node{}, orphans: map[Ino]struct{}{}, ahead: newAhead()}
+		conts: map[blocks.RegisterID]*container{}, nodes: map[Ino]*node{}, leaving: map[noteAt]time.Time{}, trash: map[blocks.RegisterID]int{}, ahead: newAhead()}
 	if cfg.Log != nil {
 		t.log = *cfg.Log
 	}
@@ -171,6 +184,9 @@ func New(cfg Config) (*Tree, error) {
 	// A random start in 63 bits: the ranges of mounts do not meet.
 	t.nextIno.Store(binary.BigEndian.Uint64(b[:]) >> 1)
 	var err error
+	if err = t.session.init(cfg.Rand); err != nil {
+		return nil, err
+	}
 	if t.j, err = openJournal(cfg.JournalDir, cfg.SegmentBytes, cfg.JournalBytes); err != nil {
 		return nil, err
 	}
@@ -206,11 +222,13 @@ func (t *Tree) Run(ctx context.Context) error {
 	wg.Wait()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.CommitTimeout)
 	defer cancel()
+	t.endNotes(end, true)
 	if err := t.Sync(end); err != nil {
 		t.log.Warn().Err(err).Msg("not everything could be committed; it stays in the journal")
 		return t.j.close()
 	}
 	t.releaseAll(end)
+	t.endSession(end, t.sessionID())
 	if t.floor() == 0 {
 		if err := t.j.clear(); err != nil {
 			t.log.Warn().Err(err).Msg("the journal could not be emptied")

@@ -83,7 +83,7 @@ func (t *Tree) freeze(ctx context.Context, c *container) error {
 			return err
 		}
 		c.mu.Lock()
-		clean, gone := len(c.ops) == 0, c.gone()
+		clean, gone := len(c.ops) == 0, c.gone(false)
 		c.mu.Unlock()
 		if gone != nil {
 			return gone
@@ -130,6 +130,12 @@ func (t *Tree) runTxn(ctx context.Context, parts []part, before func() error) er
 	for _, p := range parts {
 		regs = append(regs, p.c.id)
 	}
+	done := false
+	defer func() {
+		if !done {
+			t.toss(id) // the intent that would list it as garbage may never have come about
+		}
+	}()
 	if err := t.createTxn(ctx, tc, regs); err != nil {
 		return err
 	}
@@ -153,6 +159,7 @@ func (t *Tree) runTxn(ctx context.Context, parts []part, before func() error) er
 		return err
 	}
 	t.resolveAll(ctx, tc.id, parts, true)
+	done = true
 	return nil
 }
 
@@ -219,7 +226,7 @@ func (t *Tree) resolveAll(ctx context.Context, id blocks.RegisterID, parts []par
 func (t *Tree) noteMoves(parts []part) error {
 	var last Seq
 	for _, p := range parts {
-		if p.op.Kind == OpMove || p.op.Kind == OpRename || p.op.Kind == OpGather {
+		if p.op.Kind == OpMove {
 			for _, n := range p.op.Inodes {
 				last = t.noteMove(n.Ino, p.c.id)
 			}
@@ -252,17 +259,23 @@ func (t *Tree) complete(ctx context.Context, c *container, in *Intent) error {
 		return fmt.Errorf("container %s is part of a transaction: %w", c.id.Short(), err)
 	}
 	if state == TxnPending {
-		if err := t.decide(ctx, tc, TxnAborted); err != nil && !errors.Is(err, blocks.ErrConflict) {
+		err := t.decide(ctx, tc, TxnAborted)
+		if err != nil && !errors.Is(err, blocks.ErrConflict) {
 			return err
+		}
+		if err == nil {
+			t.toss(in.Txn)
 		}
 		if state, err = t.txnState(ctx, tc); err != nil {
 			return err
 		}
 	}
-	if state == TxnPending || state == 0 {
+	if state == TxnPending {
 		c.fence() // ended while we looked: read again
 		return nil
 	}
+	// Its register has ended: either it was resolved here, too, and the container has moved on since it was read; or this intent came when
+	// the transaction had been aborted and was thought to have none left.
 	// Without a number: what is pending here has older ones, and must not pass for committed.
 	ef, err := t.commitOne(ctx, c, 0, &Op{Kind: OpResolve, Txn: in.Txn, Drop: state == TxnCommitted}, nil)
 	if errors.Is(err, blocks.ErrConflict) {

@@ -92,6 +92,7 @@ type MakeArgs struct {
 	Rdev   uint32
 	Target string // of a symlink
 	Excl   bool   // an existing entry is EEXIST; else an existing regular file is returned
+	Open   bool   // it will be opened at once
 }
 
 // RenameFlags are those of renameat2(2).

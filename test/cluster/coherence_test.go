@@ -1,8 +1,10 @@
 package cluster
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -284,59 +286,67 @@ func TestRenameIsSeenWhole(t *testing.T) {
 	t.Logf("looked %d times; %v a round", looks, (time.Since(begin) / rounds).Round(time.Millisecond))
 }
 
-// A file that one mount has open and the other removes: what is read is the old content or ESTALE, never anything else; what
-// is written is refused, not lost silently; the file that has the name now is not touched.
+// removed takes the last name of a file away on one mount while another has it open.
+var removed = []func(dir, name string) error{
+	func(dir, name string) error { return os.Remove(filepath.Join(dir, name)) },
+	func(dir, name string) error { return os.WriteFile(filepath.Join(dir, name), []byte("new"), 0o644) }, // see below
+	func(dir, name string) error {
+		return errors.Join(os.WriteFile(filepath.Join(dir, "other"), []byte("new"), 0o644), os.Rename(filepath.Join(dir, "other"), filepath.Join(dir, name)))
+	},
+	func(dir, name string) error {
+		return errors.Join(os.Rename(filepath.Join(dir, name), filepath.Join(filepath.Dir(dir), "moved")), os.Remove(filepath.Join(filepath.Dir(dir), "moved")))
+	},
+	func(dir, _ string) error { return os.RemoveAll(dir) },
+}
+
+// A file that one mount has open and the other removes, however it does: it can be read, written and stored until it is closed. The
+// file that has the name now is not touched.
 func TestOpenFileIsRemovedElsewhere(t *testing.T) {
 	a, b := pair(t)
-	stale := func(what string, err error) {
-		if err != nil && !errors.Is(err, syscall.ESTALE) {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
 	for i := range 40 {
 		from, to := a, b
 		if i%2 == 1 {
 			from, to = b, a
 		}
-		name := fmt.Sprint("open", i)
-		want := strings.Repeat(name, 20000)
-		if err := os.WriteFile(filepath.Join(from.Mnt, name), []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		f, err := os.OpenFile(filepath.Join(from.Mnt, name), os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		if err := os.Remove(filepath.Join(to.Mnt, name)); err != nil {
-			t.Fatal(err)
-		}
-		if i%4 > 1 {
-			if err := os.WriteFile(filepath.Join(to.Mnt, name), []byte("new"), 0o644); err != nil {
-				t.Fatal(err)
+		must := func(what string, err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatalf("round %d: %s: %v", i, what, err)
 			}
 		}
-		buf := make([]byte, len(want))
-		n, err := f.ReadAt(buf, 0)
-		stale("read", err)
-		if string(buf[:n]) != want[:n] || err == nil && n != len(want) {
-			t.Errorf("round %d: read %d bytes %.20q of a removed file", i, n, buf[:n])
+		dir, name := fmt.Sprint("dir", i), fmt.Sprint("open", i)
+		must("mkdir", os.Mkdir(filepath.Join(from.Mnt, dir), 0o755))
+		path := filepath.Join(from.Mnt, dir, name)
+		want := []byte(strings.Repeat(name, 20000))
+		must("write", os.WriteFile(path, want, 0o644))
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		must("open", err)
+		way := i / 2 % len(removed)
+		if way == 1 { // the name is free before it is used again
+			must("remove", os.Remove(filepath.Join(to.Mnt, dir, name)))
 		}
+		must("remove", removed[way](filepath.Join(to.Mnt, dir), name))
+		same := func() {
+			t.Helper()
+			buf := make([]byte, len(want)+1)
+			if n, err := f.ReadAt(buf, 0); err != io.EOF || !bytes.Equal(buf[:n], want) {
+				t.Fatalf("round %d: read %d bytes %.20q of a removed file, %v", i, n, buf[:n], err)
+			}
+		}
+		same()
 		info, err := f.Stat()
-		stale("stat", err)
-		if err == nil && info.Sys().(*syscall.Stat_t).Nlink != 0 {
-			t.Errorf("round %d: the removed file has %d links", i, info.Sys().(*syscall.Stat_t).Nlink)
+		must("stat", err)
+		if st := info.Sys().(*syscall.Stat_t); st.Nlink != 0 || st.Size != int64(len(want)) {
+			t.Errorf("round %d: the removed file has %d links and %d bytes", i, st.Nlink, st.Size)
 		}
+		copy(want, "late")
 		_, err = f.WriteAt([]byte("late"), 0)
-		stale("write", err)
-		if err == nil {
-			if err = f.Sync(); err == nil {
-				t.Errorf("round %d: a write to a removed file was acknowledged, and synced", i)
-			}
-			stale("fsync", err)
-		}
-		if i%4 > 1 {
-			if got, err := os.ReadFile(filepath.Join(from.Mnt, name)); err != nil || string(got) != "new" {
+		must("write", err)
+		must("fsync", f.Sync())
+		same()
+		must("close", f.Close())
+		if way == 1 || way == 2 {
+			if got, err := os.ReadFile(path); err != nil || string(got) != "new" {
 				t.Errorf("round %d: the new file has %.20q, %v", i, got, err)
 			}
 		}

@@ -49,6 +49,9 @@ func TestTorture(t *testing.T) {
 	if t.Failed() {
 		return
 	}
+	if out, err := cluster.TryRun("", "check", "--data", w.mounts[0].Dir); err != nil {
+		t.Errorf("MUTUALFS_SEED=%d: check: %v\n%s", w.seed, err, out)
+	}
 	var trees [2]map[string]node
 	for i, m := range w.mounts { // what the registers have
 		m.Unmount()

@@ -1,0 +1,12 @@
+package tree
+
+import "context"
+
+// Noted reports whether it is agreed that this process has the inode open.
+func (t *Tree) Noted(ino Ino) (noted bool) {
+	_ = t.readIno(context.Background(), ino, func(_ *container, _ *State, n *Inode) error {
+		noted = n.keptBy(t.sessionID())
+		return nil
+	})
+	return noted
+}
