@@ -39,7 +39,7 @@ type container struct {
 	frozen   bool // a transaction or a release of the lease is under way: no fast operations at all
 	fenced   bool // st has pending operations on an old version: reload before anything else
 	noLease  time.Time
-	owes     bool // a change by this mount left something to free, without a lease
+	owes     bool // this mount has left something to free, without a lease
 	ops      []pending
 	inflight int // of ops, in the batch that is being committed
 	since    time.Time
@@ -456,7 +456,7 @@ func (t *Tree) commitOne(ctx context.Context, c *container, seq Seq, o *Op, done
 		return ef, fmt.Errorf("%w: container %s: an agreed operation does not apply: %v", blocks.ErrCorrupt, c.id.Short(), err)
 	}
 	c.agreed(r, ch, seq)
-	c.owes = len(c.st.free)+len(c.st.freeRegs) > 0
+	c.owes = c.st.frees()
 	for _, ino := range ef.MovedIn {
 		t.withNode(ino, func(n *node) { n.home = c.id })
 	}

@@ -1,6 +1,10 @@
 package tree
 
-import "context"
+import (
+	"context"
+
+	"github.com/mutualfs/mutualfs/blocks"
+)
 
 // Noted reports whether it is agreed that this process has the inode open.
 func (t *Tree) Noted(ino Ino) (noted bool) {
@@ -10,3 +14,6 @@ func (t *Tree) Noted(ino Ino) (noted bool) {
 	})
 	return noted
 }
+
+// SessionID names this process in notes.
+func (t *Tree) SessionID() blocks.RegisterID { return t.sessionID() }

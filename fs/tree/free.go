@@ -125,13 +125,14 @@ func (t *Tree) freeContainer(ctx context.Context, c *container) error {
 	return errors.Join(err, e)
 }
 
-// leaseToFree takes the lease of a container in which this mount has left something to free.
+// frees reports whether the container has something to free.
+func (s *State) frees() bool { return len(s.free)+len(s.freeRegs) > 0 }
+
+// leaseToFree takes the lease of a container in which this mount has left something to free, unless another mount
+// has it: that one does the same.
 func (t *Tree) leaseToFree(ctx context.Context, c *container) error {
 	c.mu.Lock()
 	want := c.owes && c.st != nil && !c.st.Dead && !c.removed && !t.leased(c) && time.Now().After(c.noLease)
-	if want {
-		c.reads, c.readsAt = readsForLease, time.Now()
-	}
 	c.owes = c.owes && !t.leased(c)
 	c.mu.Unlock()
 	if !want {
@@ -139,6 +140,19 @@ func (t *Tree) leaseToFree(ctx context.Context, c *container) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.CommitTimeout)
 	defer cancel()
+	lease, err := t.regs.Lease(ctx, c.id)
+	if err != nil && !errors.Is(err, blocks.ErrNotFound) {
+		return err
+	}
+	c.mu.Lock()
+	if c.owes = err == nil && lease.Holder.IsZero(); c.owes {
+		c.reads, c.readsAt = readsForLease, time.Now()
+	}
+	want = c.owes
+	c.mu.Unlock()
+	if !want {
+		return nil
+	}
 	return t.read(ctx, c.id, func(*container, *State) error { return nil })
 }
 
@@ -282,7 +296,7 @@ func (t *Tree) adoptOrphans(c *container) {
 		}
 		t.mu.Unlock()
 	})
-	if len(c.st.free)+len(c.st.freeRegs) > 0 {
+	if c.st.frees() {
 		t.wakeFreer()
 	}
 }

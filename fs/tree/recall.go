@@ -142,6 +142,7 @@ func (t *Tree) giveBack(ctx context.Context, c *container) error {
 				c.tailN++
 			}
 			c.lease = blocks.Lease{}
+			c.owes = c.st != nil && c.st.frees()
 			c.mu.Unlock()
 			return nil
 		case errors.Is(err, blocks.ErrNotFound): // the register has ended, and the lease with it

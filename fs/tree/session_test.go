@@ -16,24 +16,25 @@ import (
 
 // holders is a ring with two mounts, and which stripes have been deleted.
 type holders struct {
-	t    *testing.T
-	ring *treetest.Ring
-	a, b *mount
-	free time.Duration // FreeEvery
+	t     *testing.T
+	ring  *treetest.Ring
+	a, b  *mount
+	free  time.Duration // FreeEvery, NoteAge
+	pause time.Duration // LeasePause
 
 	mu      sync.Mutex
 	deleted map[blocks.StripeID]bool
 }
 
-func newHolders(t *testing.T, free time.Duration) *holders {
-	h := &holders{t: t, ring: newRing(t), free: free, deleted: map[blocks.StripeID]bool{}}
+func newHolders(t *testing.T, free, pause time.Duration) *holders {
+	h := &holders{t: t, ring: newRing(t), free: free, pause: pause, deleted: map[blocks.StripeID]bool{}}
 	h.a, h.b = h.start(1, t.TempDir()), h.start(2, t.TempDir())
 	return h
 }
 
 func (h *holders) start(i int, dir string) *mount {
 	return start(h.t, h.ring, i, dir, func(c *tree.Config) {
-		c.FreeEvery, c.NoteAge = h.free, h.free
+		c.FreeEvery, c.NoteAge, c.LeasePause = h.free, h.free, h.pause
 		c.DeleteStripe = func(_ context.Context, id blocks.StripeID) error {
 			h.mu.Lock()
 			defer h.mu.Unlock()
@@ -147,7 +148,7 @@ func TestOpenFileOutlivesItsRemovalElsewhere(t *testing.T) {
 	for name, remove := range removals {
 		for _, leased := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, leased %v", name, leased), func(t *testing.T) {
-				h := newHolders(t, 20*time.Millisecond)
+				h := newHolders(t, 20*time.Millisecond, 20*time.Millisecond)
 				d := mustMake(t, h.a, tree.RootIno, "d", dirMode)
 				if !leased { // the other mount has just had the lease, and neither takes it for a while
 					for range 3 {
@@ -175,7 +176,7 @@ func TestOpenFilesOfADeadMountEnd(t *testing.T) {
 	for name, remove := range removals {
 		for _, back := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, back %v", name, back), func(t *testing.T) {
-				h := newHolders(t, 20*time.Millisecond)
+				h := newHolders(t, 20*time.Millisecond, 20*time.Millisecond)
 				f, id := h.file(mustMake(t, h.a, tree.RootIno, "d", dirMode))
 				h.must(h.a.Sync(t.Context()))
 				h.must(remove(t.Context(), h.b, h.find(h.b, "d")))
@@ -199,7 +200,7 @@ func TestOpenFilesOfADeadMountEnd(t *testing.T) {
 // A mount whose lease is recalled notes what it has open in one change; it opens files at no cost while it has the lease, and those that
 // are noted at no cost, too.
 func TestNotesCostLittle(t *testing.T) {
-	h := newHolders(t, time.Hour) // whose notes of closed files are ended at once only if nothing names them
+	h := newHolders(t, time.Hour, time.Hour) // notes of closed files that have names stay; no lease is taken again
 	ctx := t.Context()
 	const files = 200
 	var inos []tree.Ino
@@ -247,17 +248,18 @@ func TestNotesCostLittle(t *testing.T) {
 
 // A mount that was out of contact for so long that its session was taken notes what it has open under a new one.
 func TestLostSession(t *testing.T) {
-	h := newHolders(t, 20*time.Millisecond)
+	h := newHolders(t, 20*time.Millisecond, 20*time.Millisecond)
 	ctx := t.Context()
 	d := mustMake(t, h.a, tree.RootIno, "d", dirMode)
 	f, id := h.file(d)
 	h.find(h.b, "d", "f") // has f noted
+	before := h.a.SessionID()
 	h.ring.FenceAll(peer(1))
 	eventually(t, "the session is renewed", func() bool {
-		h.must(h.b.Sync(ctx))
-		_, err := h.a.Getattr(ctx, f)
-		h.must(err)
-		return h.a.Noted(f)
+		if at, err := h.a.Getattr(ctx, f); err != nil {
+			t.Fatalf("%+v, %v; %v", at, err, dump(t, h.b))
+		}
+		return h.a.SessionID() != before && h.a.Noted(f)
 	})
 	h.must(h.b.Unlink(ctx, h.find(h.b, "d"), "f"))
 	h.stillThere(f, id)
