@@ -360,10 +360,6 @@ func (t *Tree) promote(ctx context.Context, home blocks.RegisterID, ino Ino) err
 	if err != nil {
 		return err
 	}
-	cc, err := t.cont(id)
-	if err != nil {
-		return err
-	}
 	if err := t.flushPath(ctx, home); err != nil {
 		return err
 	}
@@ -386,6 +382,10 @@ func (t *Tree) promote(ctx context.Context, home blocks.RegisterID, ino Ino) err
 	st := newState(KindFile)
 	st.inodes[ino] = t.noted(n)
 	st.refs = map[blocks.RegisterID]uint32{c.st.head(home): n.Nlink}
+	cc, err := t.cont(id)
+	if err != nil {
+		return err
+	}
 	cc.mu.Lock()
 	cc.st, cc.unborn = st, true
 	cc.mu.Unlock()
@@ -398,10 +398,14 @@ func (t *Tree) promote(ctx context.Context, home blocks.RegisterID, ino Ino) err
 	if err := t.flush(ctx, cc, false); err != nil {
 		return err
 	}
-	_, err = t.commitOne(ctx, c, t.j.number(), &Op{Kind: OpPromote, Time: now(), Ino: ino, Child: id, Session: t.sessionID()}, nil)
+	seq := t.j.number()
+	_, err = t.commitOne(ctx, c, seq, &Op{Kind: OpPromote, Time: now(), Ino: ino, Child: id, Session: t.sessionID()}, nil)
 	if overtaken(err) {
-		t.discard(ctx, cc)
-		return nil
+		var made bool
+		if made, err = t.wasMade(ctx, c, seq); err == nil && !made { // the caller looks again; the new container is nobody's
+			t.discard(ctx, cc)
+			return nil
+		}
 	}
 	if err == nil {
 		t.withNode(ino, func(x *node) { x.home = id })

@@ -1,10 +1,13 @@
 package tree_test
 
 import (
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/mutualfs/mutualfs/blocks"
 	"github.com/mutualfs/mutualfs/fs/tree"
+	"github.com/mutualfs/mutualfs/fs/tree/treetest"
 )
 
 // A directory is emptied and removed, its own commit comes before its parent's, and the name is used again: the
@@ -96,4 +99,41 @@ func TestReplayedRemovalEndsTheRegister(t *testing.T) {
 	if n := r.Live(); n != live {
 		t.Errorf("%d registers are left, %d before", n, live)
 	}
+}
+
+// A file is given a container of its own while others change its directory: the container that was made in vain ends, and the one
+// that was not, because only the answer was lost, does not.
+func TestPromotionInVain(t *testing.T) {
+	r := newRing(t)
+	m := start(t, r, 1, t.TempDir(), func(c *tree.Config) { c.FreeEvery = 5 * time.Millisecond })
+	a, b := mustMake(t, m, tree.RootIno, "a", dirMode), mustMake(t, m, tree.RootIno, "b", dirMode)
+	for name, faults := range map[string][]treetest.Fault{
+		"first": nil, // makes the session
+		"vain":  {{Err: blocks.ErrConflict}},
+		"lost":  {{Err: blocks.ErrUnavailable, Lost: true}, {Err: blocks.ErrConflict}},
+	} {
+		f := mustMake(t, m, a, name, regMode)
+		if err := m.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var mu sync.Mutex
+		m.regs.SetFault(func(write bool, _ blocks.RegisterID, c *blocks.Change) treetest.Fault {
+			mu.Lock()
+			defer mu.Unlock()
+			if !write || c.Base == 0 || c.Delete || len(faults) == 0 {
+				return treetest.Fault{}
+			}
+			fault := faults[0] // of the change that names the new container
+			faults = faults[1:]
+			return fault
+		})
+		if _, err := m.Link(t.Context(), f, b, name); err != nil {
+			t.Fatal(err)
+		}
+		if a, err := m.Lookup(t.Context(), a, name); err != nil || a.Nlink != 2 {
+			t.Errorf("%s: %+v, %v", name, a, err)
+		}
+	}
+	// The root, the lock, two directories, three files, the session.
+	eventually(t, "there is nothing but what is named", func() bool { return r.Live() == 8 })
 }
