@@ -17,9 +17,8 @@ import (
 
 // child makes calls in a process of its own.
 type child struct {
-	root   string
-	fds    [slots + 1]int    // the last one is spare's
-	opened [slots + 1]string // whereabouts at that time
+	root string
+	fds  [slots + 1]int // the last one is spare's
 }
 
 // spare is the slot of a descriptor that is closed by the call that opened it.
@@ -127,7 +126,6 @@ func (c *child) set(slot, fd int) {
 		_ = unix.Close(c.fds[slot])
 	}
 	c.fds[slot] = fd
-	c.opened[slot] = c.whereabouts(slot)
 }
 
 // fill returns the bytes that a call writes: runs of text, so that a misplaced byte can be recognised.

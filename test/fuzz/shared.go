@@ -1,12 +1,6 @@
 package fuzz
 
-import (
-	"fmt"
-	"os"
-	"path/filepath"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // sharedKinds are calls of processes on two mounts that take turns. A mount promises the other names and attributes as soon
 // as a call has returned, and data from close or fsync on to who opens the file afterwards: so data is read and written
@@ -90,26 +84,14 @@ func with(c *child, o *Op, r *Result) error {
 	return err
 }
 
-// whereabouts tells in which directory a descriptor's file lies, and how many names it has.
-func (c *child) whereabouts(slot int) string {
-	var st unix.Stat_t
-	name, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", c.fd(slot))) // "" is as good as any
-	_ = unix.Fstat(c.fd(slot), &st)
-	return fmt.Sprint(filepath.Dir(name), st.Nlink)
-}
-
-// unsure reports whether a descriptor's file has no name, or may have been moved to or linked from another directory since it
-// was opened.
+// unsure reports whether a descriptor's directory has been removed: by another mount, perhaps.
 func (c *child) unsure(slot int) bool {
 	var st unix.Stat_t
-	if unix.Fstat(c.fd(slot), &st) != nil {
-		return false
-	}
-	return st.Nlink == 0 || st.Mode&unix.S_IFMT != unix.S_IFDIR && c.whereabouts(slot) != c.opened[slot]
+	return unix.Fstat(c.fd(slot), &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Nlink == 0
 }
 
 // leftOut reports whether two mounts do not promise that a call has the same outcome as on one file system: an open
-// file may be another mount's to remove, to move or to link to another directory, and what a FIFO has is one machine's.
+// directory may be another mount's to remove, and what a FIFO has is one machine's.
 func (c *child) leftOut(o *Op) bool {
 	if o.At != noSlot && c.unsure(o.At) || o.At2 != noSlot && c.unsure(o.At2) {
 		return true
