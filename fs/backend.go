@@ -18,6 +18,8 @@ import (
 type Backend interface {
 	Lookup(ctx context.Context, dir tree.Ino, name string) (tree.Attr, error)
 	Ref(ino tree.Ino)
+	// Accessed says that something was read, so that it may get a new access time. It does not wait.
+	Accessed(ino tree.Ino)
 	Forget(ino tree.Ino, n uint64)
 	Getattr(ctx context.Context, ino tree.Ino) (tree.Attr, error)
 	Setattr(ctx context.Context, ino tree.Ino, set tree.SetAttr) (tree.Attr, error)

@@ -60,6 +60,7 @@ func (h *dirHandle) snapshot(ctx context.Context, b Backend, dir tree.Ino, off u
 	h.mu.Lock()
 	h.entries, h.parent, h.loaded = entries, parent, true
 	h.mu.Unlock()
+	b.Accessed(dir)
 	return entries, parent, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bazil.org/fuse"
+	"golang.org/x/sys/unix"
 
 	"github.com/mutualfs/mutualfs/fs/tree"
 )
@@ -106,6 +107,7 @@ func (f *Face) routeNames(req fuse.Request) call {
 		return call{run: func(ctx context.Context, out *reply) error {
 			target, err := f.backend.Readlink(ctx, node(r.Node))
 			out.bytes([]byte(target))
+			f.accessed(r.Node, err)
 			return err
 		}}
 	case *fuse.GetxattrRequest:
@@ -325,12 +327,22 @@ func (f *Face) openAny(ctx context.Context, out *reply, r *fuse.OpenRequest) err
 		if keep {
 			flags |= fopenKeepCache
 		}
+		if r.Flags.IsReadOnly() && r.Flags&unix.O_NOATIME == 0 { // what the kernel has cached it will not ask for
+			f.accessed(r.Node, nil)
+		}
 		fh = f.handles.Add(1)
 	}
 	out.u64(fh)
 	out.u32(flags)
 	out.u32(0)
 	return nil
+}
+
+// accessed notes that something was read.
+func (f *Face) accessed(n fuse.NodeID, err error) {
+	if err == nil {
+		f.backend.Accessed(node(n))
+	}
 }
 
 func (f *Face) release(r *fuse.ReleaseRequest) error {
@@ -349,6 +361,9 @@ func (f *Face) readAny(ctx context.Context, out *reply, r *fuse.ReadRequest) err
 	p := out.room(min(r.Size, maxRead))
 	n, err := f.backend.Read(ctx, node(r.Node), uint64(r.Offset), p)
 	out.buf = out.buf[:outHeader+n]
+	if r.FileFlags&unix.O_NOATIME == 0 {
+		f.accessed(r.Node, err)
+	}
 	return err
 }
 

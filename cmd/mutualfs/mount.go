@@ -24,7 +24,7 @@ func newMountCommand() *cobra.Command {
 	}
 	data := dataFlag(cmd)
 	foreground := cmd.Flags().BoolP("foreground", "f", false, "stay in the foreground, log on standard error")
-	options := cmd.Flags().StringSliceP("options", "o", nil, "mount options: ro, nosuid, nodev, allow_other, noallow_other, nonempty; data=DIR; those of /etc/fstab are accepted")
+	options := cmd.Flags().StringSliceP("options", "o", nil, "mount options: ro, noatime, nosuid, nodev, allow_other, noallow_other, nonempty; data=DIR; those of /etc/fstab are accepted")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		mo, err := parseMountOptions(*options)
 		if err != nil {
@@ -44,10 +44,12 @@ type mountOptions struct {
 	data string
 	raw  []string
 	fuse []fuse.MountOption
+	// noAtime: reading sets no access times.
+	noAtime bool
 }
 
 // ignoredOptions are those that mount(8) and /etc/fstab add and that say nothing to a FUSE file system.
-var ignoredOptions = []string{"rw", "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "exec", "relatime", "noatime", "nodiratime", "lazytime", "async", ""}
+var ignoredOptions = []string{"rw", "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "exec", "relatime", "nodiratime", "lazytime", "async", ""}
 
 func parseMountOptions(list []string) (mountOptions, error) {
 	var mo mountOptions
@@ -61,6 +63,9 @@ func parseMountOptions(list []string) (mountOptions, error) {
 			continue
 		case key == "ro":
 			mo.fuse = append(mo.fuse, fuse.ReadOnly())
+			mo.noAtime = true
+		case key == "noatime":
+			mo.noAtime = true
 		case key == "allow_other":
 			others = true
 		case key == "noallow_other":
@@ -159,7 +164,7 @@ func mount(ctx context.Context, data, mountpoint string, mo mountOptions, foregr
 	if err != nil {
 		return err
 	}
-	return p.Run(ctx, func(ctx context.Context) error { return p.serveMount(ctx, mountpoint, mo.fuse) })
+	return p.Run(ctx, func(ctx context.Context) error { return p.serveMount(ctx, mountpoint, mo) })
 }
 
 // openOrMakeRing opens the data directory; one without a ring gets a ring of one.

@@ -33,7 +33,7 @@ const (
 )
 
 // openVolume makes the rooms of fs over the running ring.
-func (p *peer) openVolume(mountpoint string) (*volume, fs.Backend, error) {
+func (p *peer) openVolume(mountpoint string, mo mountOptions) (*volume, fs.Backend, error) {
 	c := p.dir.config
 	lk, err := p.openLocks()
 	if err != nil {
@@ -42,7 +42,7 @@ func (p *peer) openVolume(mountpoint string) (*volume, fs.Backend, error) {
 	tc := tree.Default()
 	tc.Registers, tc.Root, tc.Mount, tc.VolumeKey = recalls{p.registers, lk}, p.dir.ring.root(), p.ring.Self(), p.dir.volumeKey
 	tc.JournalDir, tc.JournalBytes, tc.Rand, tc.Log = p.dir.file("journal"), int64(c.Journal), rand.Reader, &p.log
-	tc.DeleteStripe = p.stripes.Delete
+	tc.DeleteStripe, tc.NoAtime = p.stripes.Delete, mo.noAtime
 	t, err := tree.New(tc)
 	if err != nil {
 		return nil, nil, err
@@ -76,8 +76,8 @@ func (p *peer) statfs(context.Context) (fs.Statfs, error) {
 
 // serveMount mounts, tells the parent that the mount answers, and serves until it is unmounted or ctx ends;
 // then it stores everything.
-func (p *peer) serveMount(ctx context.Context, mountpoint string, options []fuse.MountOption) error {
-	v, backend, err := p.openVolume(mountpoint)
+func (p *peer) serveMount(ctx context.Context, mountpoint string, mo mountOptions) error {
+	v, backend, err := p.openVolume(mountpoint, mo)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (p *peer) serveMount(ctx context.Context, mountpoint string, options []fuse
 	l.start("content", v.files.Run)
 	l.start("tree", v.tree.Run)
 	l.start("locks", v.locks.Run)
-	err = p.mountAndServe(l.ctx, v, backend, options)
+	err = p.mountAndServe(l.ctx, v, backend, mo.fuse)
 	if cause := context.Cause(l.ctx); cause != nil && ctx.Err() == nil {
 		err = cause
 	}

@@ -83,6 +83,12 @@ func (s *State) do(o *Op, ef *Effect) {
 		s.resolve(o, ef)
 	case OpKeep, OpRelease:
 		s.notes(o, ef)
+	case OpAtime:
+		for _, x := range o.Inodes {
+			if n := s.inode(x.Ino); n != nil {
+				n.Atime = max(n.Atime, x.Atime)
+			}
+		}
 	case OpTxn:
 		s.Txn = TxnState(o.Flags)
 	case OpFreeClear:

@@ -44,7 +44,7 @@ func Check(s *State, o *Op) error {
 		if s.Kind != KindTxn || s.Txn != TxnPending {
 			return fmt.Errorf("%w: the transaction has ended", blocks.ErrInvalid)
 		}
-	case OpFreeClear, OpKeep, OpRelease:
+	case OpFreeClear, OpKeep, OpRelease, OpAtime:
 	default:
 		return fmt.Errorf("%w: operation of kind %d", blocks.ErrInvalid, o.Kind)
 	}
@@ -53,7 +53,7 @@ func Check(s *State, o *Op) error {
 
 // concernsOrphans reports whether the operation is one on the open files that an ended container still has.
 func (s *State) concernsOrphans(o *Op) bool {
-	return o.Kind == OpKeep || o.Kind == OpRelease || ofInode(o.Kind) && s.inodes[o.Ino] != nil
+	return o.Kind == OpKeep || o.Kind == OpRelease || o.Kind == OpAtime || ofInode(o.Kind) && s.inodes[o.Ino] != nil
 }
 
 func (s *State) checkRef(o *Op) error {

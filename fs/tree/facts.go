@@ -168,7 +168,7 @@ func (c *container) steady(old *Facts, r blocks.Register) bool {
 // known to leave inodes where they are, may.
 func carries(o *Op) bool {
 	switch o.Kind {
-	case OpMake, OpUnlink, OpLink, OpSetattr, OpSetXattr, OpRemoveXattr, OpWriteback, OpTruncate, OpPunch, OpRelease, OpFreeClear, OpReparent, OpTxn, OpKeep:
+	case OpMake, OpUnlink, OpLink, OpSetattr, OpSetXattr, OpRemoveXattr, OpWriteback, OpTruncate, OpPunch, OpRelease, OpFreeClear, OpReparent, OpTxn, OpKeep, OpAtime:
 		return false
 	case OpRmdir, OpRename, OpTouch:
 		return len(o.Inodes) > 0

@@ -26,6 +26,7 @@ func (t *Tree) flusher(ctx context.Context) {
 	tick := time.NewTicker(max(t.cfg.FlushAge/4, time.Millisecond))
 	defer tick.Stop()
 	var lastTrim time.Time
+	lastAtimes := time.Now()
 	var before Seq
 	var g errgroup.Group
 	g.SetLimit(t.cfg.FlushParallel)
@@ -38,6 +39,10 @@ func (t *Tree) flusher(ctx context.Context) {
 		case <-t.flushNow:
 			all = true
 		case <-tick.C:
+		}
+		if time.Since(lastAtimes) > t.cfg.AtimeAge {
+			t.flushAtimes()
+			lastAtimes = time.Now()
 		}
 		t.flushDue(ctx, &g, all)
 		if all || time.Since(lastTrim) > t.cfg.FlushAge {

@@ -38,7 +38,8 @@ const (
 	OpLearn       OpKind = 25 // a directory's page Child begins at hash Off
 	OpGather      OpKind = 26 // a directory's pages have ended, empty; Mtime and Atime (change time) are their newest; Regs: what they leave
 	OpKeep        OpKind = 27 // Inos are open in Session
-	opKinds              = 28
+	OpAtime       OpKind = 28 // Inodes: numbers and access times, of those that are here
+	opKinds              = 29
 )
 
 // Bits of Op.Set.

@@ -114,6 +114,9 @@ func (t *Tree) show(c *container, n *Inode) Attr {
 		a.Valid = validFor
 	}
 	t.mu.RLock()
+	if x := t.nodes[n.Ino]; x != nil && x.atime != 0 {
+		a.Atime = max(a.Atime, x.atime)
+	}
 	if x := t.nodes[n.Ino]; x != nil && n.kind() == syscall.S_IFREG {
 		if x.grownEnd > 0 {
 			a.Size = max(a.Size, x.grownEnd)
@@ -248,9 +251,14 @@ func (t *Tree) Setattr(ctx context.Context, ino Ino, set SetAttr) (Attr, error) 
 	a, err := t.mutateIno(ctx, ino, func(_ *State, n *Inode) (*Op, error) { return setattrOp(n, set), nil },
 		func(c *container, o *Op, seq Seq) {
 			paged = c.st.paged()
-			if o.Set&setMtime != 0 {
-				t.withNode(ino, func(n *node) { n.mtimeSeq, n.grownMtime = seq, 0 })
-			}
+			t.withNode(ino, func(n *node) {
+				if o.Set&setMtime != 0 {
+					n.mtimeSeq, n.grownMtime = seq, 0
+				}
+				if o.Set&setAtime != 0 {
+					n.atime = 0
+				}
+			})
 		})
 	if err == nil && paged {
 		return t.Getattr(mayWait(ctx), ino)

@@ -116,7 +116,7 @@ func (t *Tree) giveBack(ctx context.Context, c *container) error {
 			}
 			continue
 		}
-		if c.st != nil && t.noteOpen(c) {
+		if c.st != nil && (t.noteOpen(c) || t.noteAtimes(c, t.readIn(c))) {
 			c.mu.Unlock()
 			continue
 		}

@@ -42,6 +42,8 @@ type Config struct {
 	CacheBytes    int64         // approximate memory for containers; those in use come on top
 	FreeParallel  int           // stripes that are deleted at the same time
 	FreeEvery     time.Duration // so often what could not be freed is tried again, and the mounts that keep orphans are looked at
+	NoAtime       bool          // reading sets no access times
+	AtimeAge      time.Duration // so long access times are kept in memory alone
 	NoteAge       time.Duration // so long it stays noted that a file is open after it was closed
 	SplitEntries  int           // names of a directory, or of one of its pages, beyond which it is split
 }
@@ -61,6 +63,7 @@ func Default() Config {
 		FreeParallel:  16,
 		FreeEvery:     30 * time.Second,
 		NoteAge:       5 * time.Second,
+		AtimeAge:      time.Minute,
 		SplitEntries:  8000,
 	}
 }
@@ -96,6 +99,7 @@ func (c *Config) fill() {
 	def(&c.FreeParallel, d.FreeParallel)
 	def(&c.FreeEvery, d.FreeEvery)
 	def(&c.NoteAge, d.NoteAge)
+	def(&c.AtimeAge, d.AtimeAge)
 	def(&c.SplitEntries, d.SplitEntries)
 	if c.Rand == nil {
 		c.Rand = rand.Reader
@@ -124,6 +128,7 @@ type node struct {
 	grownEnd   uint64 // end of the dirty data; 0: none
 	grownBytes uint64 // dirty bytes, those written again counted again
 	grownMtime Time
+	atime      Time  // of a read that the container does not have; 0: none
 	mtimeSeq   Seq   // the last operation that set the time of modification
 	data       Seq   // the last data record
 	flushed    Seq   // all data records up to here have been written back
@@ -133,7 +138,7 @@ type node struct {
 func (n *node) unwritten() bool { return n.data > n.flushed }
 
 func (n *node) idle() bool {
-	return n.lookups == 0 && n.opens == 0 && !n.kept && !n.unwritten() && n.err == nil
+	return n.lookups == 0 && n.opens == 0 && !n.kept && n.atime == 0 && !n.unwritten() && n.err == nil
 }
 
 // Tree is one mount's view of the tree. All methods may be called concurrently once
@@ -154,10 +159,11 @@ type Tree struct {
 	making   sections
 	ahead    ahead
 
-	mu      sync.RWMutex // guards the two maps and the nodes in them
-	conts   map[blocks.RegisterID]*container
-	nodes   map[Ino]*node
-	leaving map[noteAt]time.Time // notes that are to be ended by the freer, and from when on
+	mu       sync.RWMutex // guards the two maps and the nodes in them
+	conts    map[blocks.RegisterID]*container
+	nodes    map[Ino]*node
+	accessed map[Ino]struct{}     // nodes with an access time
+	leaving  map[noteAt]time.Time // notes that are to be ended by the freer, and from when on
 
 	trash map[blocks.RegisterID]int // transactions to be ended by the freer, and how often that was tried
 
@@ -172,7 +178,7 @@ func New(cfg Config) (*Tree, error) {
 	}
 	t := &Tree{cfg: cfg, regs: cfg.Registers, log: zerolog.Nop(), hooks: cfg.Hooks, floor: func() Seq { return 0 },
 		ready: make(chan struct{}), flushNow: make(chan struct{}, 1), freeNow: make(chan struct{}, 1),
-		conts: map[blocks.RegisterID]*container{}, nodes: map[Ino]*node{}, leaving: map[noteAt]time.Time{}, trash: map[blocks.RegisterID]int{}, ahead: newAhead()}
+		conts: map[blocks.RegisterID]*container{}, nodes: map[Ino]*node{}, leaving: map[noteAt]time.Time{}, accessed: map[Ino]struct{}{}, trash: map[blocks.RegisterID]int{}, ahead: newAhead()}
 	if cfg.Log != nil {
 		t.log = *cfg.Log
 	}
@@ -222,6 +228,7 @@ func (t *Tree) Run(ctx context.Context) error {
 	wg.Wait()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.CommitTimeout)
 	defer cancel()
+	t.flushAtimes()
 	t.endNotes(end, true)
 	if err := t.Sync(end); err != nil {
 		t.log.Warn().Err(err).Msg("not everything could be committed; it stays in the journal")

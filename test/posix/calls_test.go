@@ -25,6 +25,7 @@ var calls = []struct {
 	{"removed working directory", removedDirectory},
 	{"extended attributes", xattrs},
 	{"times", times},
+	{"access times", accessTimes},
 	{"names", names},
 	{"append from two descriptors", appends},
 	{"mapped memory", mapped},
@@ -213,6 +214,38 @@ func times(t *testing.T, dir string) {
 	must(t, unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}, 0))
 	if st := stat(t, path); st.Atim != before.Atim || time.Since(time.Unix(st.Mtim.Unix())) > time.Minute {
 		t.Errorf("omit and now: %v, %v", st.Atim, st.Mtim)
+	}
+}
+
+// accessTimes are those of relatime.
+func accessTimes(t *testing.T, dir string) {
+	file, sub, link := filepath.Join(dir, "file"), filepath.Join(dir, "sub"), filepath.Join(dir, "link")
+	must(t, os.WriteFile(file, []byte("content"), 0o644))
+	must(t, os.Mkdir(sub, 0o755))
+	must(t, os.Symlink("target", link))
+	old, older := unix.NsecToTimespec(1e18), unix.NsecToTimespec(9e17)
+	for _, c := range []struct {
+		path string
+		read func() error
+	}{
+		{file, func() error { _, err := os.ReadFile(file); return err }},
+		{sub, func() error { _, err := os.ReadDir(sub); return err }},
+		{link, func() error { _, err := os.Readlink(link); return err }},
+	} {
+		lstat := func() (st unix.Stat_t) { must(t, unix.Lstat(c.path, &st)); return st }
+		must(t, unix.UtimesNanoAt(unix.AT_FDCWD, c.path, []unix.Timespec{older, old}, unix.AT_SYMLINK_NOFOLLOW))
+		if st := lstat(); st.Atim != older {
+			t.Fatalf("%s: an access time of %v", c.path, st.Atim)
+		}
+		must(t, c.read())
+		first := lstat()
+		if age := time.Since(time.Unix(first.Atim.Unix())); age < 0 || age > time.Minute || first.Mtim != old {
+			t.Errorf("%s was read, and has access time %v and time of modification %v", c.path, first.Atim, first.Mtim)
+		}
+		must(t, c.read())
+		if again := lstat(); again.Atim != first.Atim {
+			t.Errorf("%s was read again, and the access time went from %v to %v", c.path, first.Atim, again.Atim)
+		}
 	}
 }
 
