@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -55,15 +56,25 @@ type Options struct {
 	Args     []string          // more arguments for init or join
 }
 
+// Ports of peers lie below those that the kernel gives to connections: one of these could get a port between our look and the
+// peer's start, or while the peer is down.
+const (
+	firstPort = 10000
+	lastPort  = 32767
+)
+
 // freeAddr returns an address of the loopback interface that nobody uses now.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(lastPort-firstPort+1))
+		if l, err := net.Listen("tcp", addr); err == nil {
+			l.Close()
+			return addr
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // Run runs the program to its end and returns its standard output; a failure ends the test.

@@ -24,5 +24,6 @@
 //   - mtime of a FIFO: what is written into a pipe does not reach a FUSE server
 //   - opening a device: left out, for what a driver does is no matter of ours
 //   - TestShared leaves out what two mounts do not promise each other: reading through a descriptor that was open before the other
-//     wrote, data that is neither closed nor stored, descriptors of what has no name any more, FIFOs, and locks of directories
+//     wrote, data that is neither closed nor stored, directories and descriptors of O_PATH that have lost their name, FIFOs,
+//     and locks of directories
 package fuzz

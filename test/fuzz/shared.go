@@ -84,14 +84,19 @@ func with(c *child, o *Op, r *Result) error {
 	return err
 }
 
-// unsure reports whether a descriptor's directory has been removed: by another mount, perhaps.
+// unsure reports whether a descriptor's file has no name and is none that a mount keeps because it is open: a
+// directory, or what was opened with O_PATH, which opens nothing.
 func (c *child) unsure(slot int) bool {
 	var st unix.Stat_t
-	return unix.Fstat(c.fd(slot), &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Nlink == 0
+	if unix.Fstat(c.fd(slot), &st) != nil || st.Nlink > 0 {
+		return false
+	}
+	flags, err := unix.FcntlInt(uintptr(c.fd(slot)), unix.F_GETFL, 0)
+	return st.Mode&unix.S_IFMT == unix.S_IFDIR || err == nil && flags&unix.O_PATH != 0
 }
 
-// leftOut reports whether two mounts do not promise that a call has the same outcome as on one file system: an open
-// directory may be another mount's to remove, and what a FIFO has is one machine's.
+// leftOut reports whether two mounts do not promise that a call has the same outcome as on one file system. Besides, what a FIFO
+// has is one machine's, and so are locks of directories.
 func (c *child) leftOut(o *Op) bool {
 	if o.At != noSlot && c.unsure(o.At) || o.At2 != noSlot && c.unsure(o.At2) {
 		return true
