@@ -171,19 +171,24 @@ func (p *peer) locate(ctx context.Context, name string) (locateReport, error) {
 	if err := v.files.FlushFile(ctx, ino); err != nil {
 		return locateReport{}, err
 	}
-	c, err := v.tree.Content(ctx, ino)
-	if err != nil {
-		return locateReport{}, fmt.Errorf("%s: %w", name, err)
-	}
-	r := locateReport{Path: name, Size: c.Size, Inline: uint64(len(c.Inline)), Stripes: []stripeReport{}}
-	for _, e := range c.Extents {
-		s, err := p.locateStripe(ctx, e)
+	r := locateReport{Path: name, Stripes: []stripeReport{}}
+	for off := uint64(0); ; {
+		c, err := v.tree.Content(ctx, ino, off, tree.MapBytes)
 		if err != nil {
-			return r, err
+			return r, fmt.Errorf("%s: %w", name, err)
 		}
-		r.Stripes = append(r.Stripes, s)
+		r.Size, r.Inline = c.Size, uint64(len(c.Inline))
+		for _, e := range c.Extents {
+			s, err := p.locateStripe(ctx, e)
+			if err != nil {
+				return r, err
+			}
+			r.Stripes = append(r.Stripes, s)
+		}
+		if off = c.Part.To; off >= c.Size {
+			return r, nil
+		}
 	}
-	return r, nil
 }
 
 func (p *peer) locateStripe(ctx context.Context, e tree.Extent) (stripeReport, error) {

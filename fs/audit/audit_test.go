@@ -51,6 +51,7 @@ func (w *world) mount(i int) *tree.Tree {
 	cfg.Registers, cfg.Root, cfg.Mount, cfg.VolumeKey, cfg.JournalDir = w.ring.Mount(peer(i)), root, peer(i), key, w.t.TempDir()
 	cfg.FlushAge, cfg.LeasePause, cfg.SegmentBytes, cfg.JournalBytes = 5*time.Millisecond, 20*time.Millisecond, 1<<20, 1<<30
 	cfg.SplitEntries = 50
+	cfg.FileExtents, cfg.MapExtents, cfg.MapBytes = 2, 4, 1000
 	cfg.DeleteStripe = func(_ context.Context, id blocks.StripeID) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -143,6 +144,22 @@ func (w *world) file(m *tree.Tree, dir tree.Ino, name string) tree.Ino {
 	return a.Ino
 }
 
+// pieces writes n pieces of 100 bytes, each a stripe of its own, to a file.
+func (w *world) pieces(m *tree.Tree, dir tree.Ino, name string, n int) {
+	w.t.Helper()
+	a, _, err := m.Make(w.t.Context(), dir, name, tree.MakeArgs{Mode: syscall.S_IFREG | 0o644})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for i := range n {
+		off := uint64(200 * i)
+		x := tree.Extent{Off: off, Len: 100, Stripe: w.put(fmt.Sprint(name, i, n))}
+		if err := m.Writeback(w.t.Context(), tree.Writeback{Ino: a.Ino, Size: max(off+100, a.Size), Extents: []tree.Extent{x}}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
 func (w *world) dir(m *tree.Tree, in tree.Ino, name string) tree.Ino {
 	w.t.Helper()
 	a, _, err := m.Make(w.t.Context(), in, name, tree.MakeArgs{Mode: syscall.S_IFDIR | 0o755})
@@ -181,6 +198,15 @@ func TestCleanTree(t *testing.T) {
 	must(t, b.Unlink(ctx, tree.RootIno, "open"))
 	w.clean()
 	b.Release(open)
+	w.pieces(a, e, "large", 20)
+	w.clean()
+	large, err := b.Lookup(ctx, e, "large")
+	must(t, err)
+	w.pieces(b, e, "large", 40)
+	must(t, b.Truncate(ctx, large.Ino, 2500))
+	w.clean()
+	must(t, a.Unlink(ctx, e, "large"))
+	w.clean()
 	for i := range 120 {
 		if i != 7 {
 			must(t, a.Unlink(ctx, e, fmt.Sprintf("many%d", i)))

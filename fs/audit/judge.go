@@ -91,7 +91,7 @@ func (j *judge) account() {
 	j.needed[j.look.Root] = true
 	j.needed[tree.RenameLock(j.look.Root)] = true
 	for _, f := range j.look.Registers {
-		for _, list := range [][]blocks.RegisterID{f.FreeRegs, f.Txns, f.Brings} {
+		for _, list := range [][]blocks.RegisterID{f.FreeRegs, f.Txns, f.Brings, f.Maps} {
 			for _, id := range list {
 				j.needed[id] = true
 			}
@@ -112,6 +112,7 @@ func (j *judge) reach() {
 		}
 		j.reached[id] = true
 		j.reachPages(f)
+		j.reachMaps(f)
 		for _, at := range append([]blocks.RegisterID{id}, j.pagesOf(f)...) {
 			c := j.look.Registers[at]
 			j.reached[at] = true
@@ -150,6 +151,18 @@ func (j *judge) reachPages(f *tree.Facts) {
 	}
 	if !next.IsZero() && (j.look.Ended[next] || j.look.Registers[next] != nil) {
 		j.find(Key{Kind: Dangling, Register: f.ID}, j.paths[f.ID], "its page %s is not there", next.Short())
+	}
+}
+
+// reachMaps finds maps that a file counts on and that are not there.
+func (j *judge) reachMaps(f *tree.Facts) {
+	for _, id := range f.Maps {
+		switch m := j.look.Registers[id]; {
+		case m == nil && j.look.Ended[id], m != nil && (m.Kind != tree.KindMap || m.Parent != f.ID):
+			j.find(Key{Kind: Dangling, Register: f.ID}, j.paths[f.ID], "its extent map %s is not there", id.Short())
+		case m != nil:
+			j.reached[id] = true
+		}
 	}
 }
 
@@ -202,6 +215,8 @@ func describe(f *tree.Facts) string {
 		return fmt.Sprintf("directory of %d names", names)
 	case tree.KindFile:
 		return fmt.Sprintf("file of %d stripes", size)
+	case tree.KindMap:
+		return fmt.Sprintf("extent map of %d stripes", size)
 	case tree.KindPage:
 		return fmt.Sprintf("page of %d names", names)
 	case tree.KindTxn:

@@ -40,7 +40,7 @@ func in(ino tree.Ino, nlink uint32, stripes ...string) tree.InodeFacts {
 }
 
 // sound is a volume without a fault: two directories, one in the other, one spread over two pages, a file with two names, a promoted
-// inode, an orphan that is open, free lists, a transaction that is pending.
+// inode with an extent map, an orphan that is open, free lists, a transaction that is pending.
 func sound() *Look {
 	l := &Look{Root: reg("root"), Registers: map[blocks.RegisterID]*tree.Facts{}, Ended: map[blocks.RegisterID]bool{}, Unread: map[blocks.RegisterID]error{},
 		Listed: true, Counted: true, Before: map[blocks.StripeID]Stripe{}, After: map[blocks.StripeID]Stripe{},
@@ -62,7 +62,8 @@ func sound() *Look {
 		Txns: []blocks.RegisterID{reg("txn")}, Undecided: true, Brings: []blocks.RegisterID{reg("soon")}, Pending: []blocks.StripeID{stripe("s7").ID}})
 	add("txn", tree.Facts{Kind: tree.KindTxn})
 	add("soon", tree.Facts{Kind: tree.KindDir, Ino: 31})
-	add("p", tree.Facts{Kind: tree.KindFile, Inodes: []tree.InodeFacts{in(11, 3, "s3")}, Refs: map[blocks.RegisterID]uint32{reg("root"): 1, reg("a"): 2}})
+	add("m", tree.Facts{Kind: tree.KindMap, Ino: 11, Parent: reg("p"), Inodes: []tree.InodeFacts{in(11, 0, "s7")}})
+	add("p", tree.Facts{Kind: tree.KindFile, Maps: []blocks.RegisterID{reg("m")}, Inodes: []tree.InodeFacts{in(11, 3, "s3")}, Refs: map[blocks.RegisterID]uint32{reg("root"): 1, reg("a"): 2}})
 	add("b", tree.Facts{Kind: tree.KindDir, Ino: 3, Parent: reg("a"), ParentIno: 2, Pages: []blocks.RegisterID{reg("b1")}})
 	add("b1", tree.Facts{Kind: tree.KindPage, Ino: 3, Parent: reg("b"), ParentIno: 3, Next: reg("b2"), Names: names(nm("x", file, 12, "")), Inodes: []tree.InodeFacts{in(12, 1, "s4")}})
 	add("b2", tree.Facts{Kind: tree.KindPage, Ino: 3, Parent: reg("b"), ParentIno: 3, Names: names(nm("c", dir, 4, "c"))})
@@ -165,6 +166,23 @@ func TestJudge(t *testing.T) {
 			delete(l.Registers, reg("c"))
 			l.Ended[reg("b2")] = true
 		}, []Key{{Kind: Dangling, Register: reg("b")}}, "/a/b"},
+		"extent map that is not there": {func(l *Look, at func(string) *tree.Facts) {
+			delete(l.Registers, reg("m"))
+			delete(l.Before, stripe("s7").ID)
+			l.Ended[reg("m")] = true
+		}, []Key{{Kind: Dangling, Register: reg("p")}}, "/p"},
+		"extent map of another file": {func(l *Look, at func(string) *tree.Facts) {
+			at("m").Parent = reg("c")
+		}, []Key{{Kind: Dangling, Register: reg("p")}}, "/p"},
+		"extent map without a file": {func(l *Look, at func(string) *tree.Facts) {
+			at("p").Maps = nil
+		}, []Key{{Kind: OrphanRegister, Register: reg("m"), Ino: 11}}, ""},
+		"missing stripe of an extent map": {func(l *Look, _ func(string) *tree.Facts) {
+			delete(l.After, stripe("s7").ID)
+		}, []Key{{Kind: Missing, Register: reg("m"), Ino: 11, Stripe: stripe("s7").ID}}, "/p"},
+		"stripe of a file and of its extent map": {func(l *Look, at func(string) *tree.Facts) {
+			at("m").Inodes = []tree.InodeFacts{in(11, 0, "s7", "s3")}
+		}, []Key{{Kind: Shared, Register: min2(reg("m"), reg("p")), Ino: 11, Stripe: stripe("s3").ID}}, "/p"},
 		"directory that no peer has": {func(l *Look, at func(string) *tree.Facts) {
 			delete(l.Registers, reg("c"))
 			l.Unread[reg("c")] = fmt.Errorf("%w: unknown", blocks.ErrUnavailable)

@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -151,7 +152,7 @@ func sameRegisters(a, b *Look) bool {
 
 // references lists the registers that a register names.
 func references(f *tree.Facts) []blocks.RegisterID {
-	ids := append([]blocks.RegisterID{f.Parent, f.Next}, f.Pages...)
+	ids := slices.Concat([]blocks.RegisterID{f.Parent, f.Next}, f.Pages, f.Maps)
 	for i := range f.Names {
 		ids = append(ids, f.Names[i].Child)
 	}

@@ -132,6 +132,9 @@ func (j *judge) twoPlaces() {
 	at := map[tree.Ino]blocks.RegisterID{}
 	for id := range j.reached {
 		f := j.look.Registers[id]
+		if f.Kind == tree.KindMap {
+			continue
+		}
 		for i := range f.Inodes {
 			ino := f.Inodes[i].Ino
 			other, have := at[ino]

@@ -93,8 +93,11 @@ func (j *judge) protection(f *tree.Facts, n *tree.InodeFacts, ref blocks.StripeR
 
 // pathOf returns a path of an inode in the tree.
 func (j *judge) pathOf(f *tree.Facts, ino tree.Ino) string {
-	if f.Kind == tree.KindFile {
+	switch f.Kind {
+	case tree.KindFile:
 		return j.paths[f.ID]
+	case tree.KindMap:
+		return j.paths[f.Parent]
 	}
 	for _, n := range f.Names {
 		if n.Ino == ino {

@@ -114,7 +114,7 @@ func (r *reader) extend(s *stream, c tree.Content) {
 		s.window = min(firstWindow, r.cfg.ReadAhead)
 		s.ahead = s.next
 	}
-	end := min(s.next+uint64(s.window), c.Size)
+	end := min(s.next+uint64(s.window), c.Size, c.Part.To)
 	if end <= s.ahead {
 		return
 	}

@@ -18,8 +18,9 @@ type Inodes interface {
 	AppendData(ctx context.Context, ino tree.Ino, off uint64, p []byte) (tree.Seq, error)
 	// Grown says that data up to end was written at now: what Getattr shows until the Writeback.
 	Grown(ino tree.Ino, off, n uint64, now tree.Time)
-	// Content returns the file's committed (or enqueued) content; its Size need not include Grown.
-	Content(ctx context.Context, ino tree.Ino) (tree.Content, error)
+	// Content returns the file's committed (or enqueued) content, of extents at least those in [off, off+n); its Size need
+	// not include Grown.
+	Content(ctx context.Context, ino tree.Ino, off, n uint64) (tree.Content, error)
 	// Writeback makes new content the file's. A zero Mtime leaves the time as it is.
 	Writeback(ctx context.Context, w tree.Writeback) error
 	Truncate(ctx context.Context, ino tree.Ino, size uint64) error
@@ -53,6 +54,7 @@ type Config struct {
 	Stripes Stripes
 
 	StripeSize    int           // bytes of content of one stripe, a multiple of Unit
+	MapBytes      uint64        // no stripe has content of two such ranges of a file: see tree.MapBytes; a multiple of StripeSize
 	Sync          SyncMode      // what Flush does
 	DirtyLimit    int64         // bytes of memory for data not committed yet; beyond, writers wait
 	SyncBytes     int64         // written stripes are synced when so many bytes have gathered
@@ -71,6 +73,7 @@ const Unit = 16 << 10
 func Default() Config {
 	return Config{
 		StripeSize:    1 << 20,
+		MapBytes:      tree.MapBytes,
 		Sync:          SyncFsync,
 		DirtyLimit:    256 << 20,
 		SyncBytes:     32 << 20,
@@ -87,6 +90,7 @@ func Default() Config {
 func (c Config) withDefaults() Config {
 	d := Default()
 	fill(&c.StripeSize, d.StripeSize)
+	fill(&c.MapBytes, d.MapBytes)
 	fill(&c.Sync, d.Sync)
 	fill(&c.DirtyLimit, d.DirtyLimit)
 	fill(&c.SyncBytes, min(d.SyncBytes, c.DirtyLimit/4))
@@ -115,6 +119,8 @@ func (c Config) Validate() error {
 		return bad("no inodes or no stripes")
 	case c.StripeSize < Unit || c.StripeSize > blocks.MaxStripe || c.StripeSize%Unit != 0:
 		return bad("stripe size %d is not a multiple of %d up to %d", c.StripeSize, Unit, blocks.MaxStripe)
+	case c.MapBytes%uint64(c.StripeSize) != 0:
+		return bad("a map of %d bytes is not a multiple of stripes of %d", c.MapBytes, c.StripeSize)
 	case c.Sync != SyncFsync && c.Sync != SyncClose:
 		return bad("sync mode %q is neither %q nor %q", c.Sync, SyncFsync, SyncClose)
 	case c.DirtyLimit < 2*int64(c.StripeSize):

@@ -231,7 +231,7 @@ func (m *memInodes) AppendData(ctx context.Context, ino tree.Ino, off uint64, p 
 
 func (m *memInodes) Grown(tree.Ino, uint64, uint64, tree.Time) {}
 
-func (m *memInodes) Content(ctx context.Context, ino tree.Ino) (tree.Content, error) {
+func (m *memInodes) Content(ctx context.Context, ino tree.Ino, off, n uint64) (tree.Content, error) {
 	if err := m.mayAnswer(ctx); err != nil {
 		return tree.Content{}, err
 	}
@@ -241,7 +241,15 @@ func (m *memInodes) Content(ctx context.Context, ino tree.Ino) (tree.Content, er
 	if err != nil {
 		return tree.Content{}, err
 	}
-	return f.Content, nil
+	return f.part(off, n), nil
+}
+
+// part returns content with nothing but what was asked for, as a file with maps may.
+func (f *memInode) part(off, n uint64) tree.Content {
+	c := f.Content
+	c.Part = tree.Range{From: off, To: off + n}
+	c.Extents = within(c.Extents, off, n)
+	return c
 }
 
 func (m *memInodes) Writeback(_ context.Context, w tree.Writeback) error {

@@ -184,6 +184,7 @@ func (fs *Files) seal(ctx context.Context, f *file, cutoff time.Time) error {
 	if err != nil {
 		return err
 	}
+	fold = fs.sameFold(ctx, f, fold)
 	f.mu.Lock()
 	jobs := fs.freezeOld(f, c, cutoff, fold, cuts)
 	if len(jobs) == 1 && jobs[0].inline {
@@ -195,9 +196,10 @@ func (fs *Files) seal(ctx context.Context, f *file, cutoff time.Time) error {
 	return nil
 }
 
-// content is Inodes.Content for a file with dirty data: if the inode is gone, so is the data.
+// content is Inodes.Content for a file with dirty data, of extents those that a file has which may be inline: if the inode is
+// gone, so is the data.
 func (fs *Files) content(ctx context.Context, f *file) (tree.Content, error) {
-	c, err := fs.cfg.Inodes.Content(ctx, f.ino)
+	c, err := fs.cfg.Inodes.Content(ctx, f.ino, 0, tree.MaxInline)
 	if gone(err) {
 		fs.dropGone(f, err)
 		return c, nil
@@ -221,7 +223,7 @@ func (fs *Files) freezeOld(f *file, c tree.Content, cutoff time.Time, fold []fol
 	var slabs []*slab
 	for _, s := range f.slots {
 		if s.dirty != nil && s.frozen == nil && (cutoff.IsZero() || s.dirty.born.Before(cutoff)) {
-			fs.fold(f, s.dirty, c, fold, cuts)
+			fs.fold(f, s.dirty, fold, cuts)
 			slabs = append(slabs, s.dirty)
 		}
 	}
@@ -237,7 +239,7 @@ func (fs *Files) freezeOld(f *file, c tree.Content, cutoff time.Time, fold []fol
 			}
 		}
 	}
-	return f.pack(slabs, fs.cfg.StripeSize)
+	return f.pack(slabs, fs.cfg.StripeSize, fs.cfg.MapBytes)
 }
 
 // pressure starts a flush because memory is short.

@@ -27,37 +27,53 @@ type folded struct {
 // readFold reads what slabs begun before cutoff need to be folded. It holds no token: what it read
 // is used only if it is still what is committed.
 func (fs *Files) readFold(ctx context.Context, f *file, cutoff time.Time) (list []folded, cuts uint64) {
-	c, err := fs.cfg.Inodes.Content(ctx, f.ino)
-	if err != nil || len(c.Extents) <= foldExtents {
-		return nil, 0
-	}
+	size := uint64(fs.cfg.StripeSize)
+	var due []uint64
 	f.mu.Lock()
 	cuts = f.cuts
 	for i, s := range f.slots {
-		if len(list) == foldMost || f.pending {
-			break
-		}
-		if s.dirty == nil || s.frozen != nil || !cutoff.IsZero() && !s.dirty.born.Before(cutoff) {
-			continue
-		}
-		if ext := within(c.Extents, s.dirty.base, uint64(s.dirty.size)); len(ext) > foldExtents {
-			list = append(list, folded{index: i, extents: ext})
+		if s.dirty != nil && s.frozen == nil && !f.pending && (cutoff.IsZero() || s.dirty.born.Before(cutoff)) {
+			due = append(due, i)
 		}
 	}
 	f.mu.Unlock()
-	for n := range list {
-		base := list[n].index * uint64(fs.cfg.StripeSize)
-		end := min(c.Size, base+uint64(fs.cfg.StripeSize))
-		if end <= base {
-			continue
+	slices.Sort(due)
+	var c tree.Content
+	for _, i := range due {
+		base := i * size
+		if len(list) == foldMost {
+			break
 		}
-		list[n].data = fs.pool.get(int(end - base))
-		if fs.readCommitted(ctx, c, c.Size, base, list[n].data, plan{}) != nil {
-			fs.freeFold(list)
-			return nil, 0 // then it is not folded this time
+		if base < c.Part.From || base+size > c.Part.To {
+			var err error
+			end := min((due[len(due)-1]+1)*size, base-base%fs.cfg.MapBytes+fs.cfg.MapBytes) // one map at a time
+			if c, err = fs.cfg.Inodes.Content(ctx, f.ino, base, end-base); err != nil {
+				break // then what is left is not folded this time
+			}
+		}
+		ext := within(c.Extents, base, size)
+		if end := min(c.Size, base+size); len(ext) > foldExtents && end > base {
+			l := folded{index: i, extents: ext, data: fs.pool.get(int(end - base))}
+			list = append(list, l)
+			if fs.readCommitted(ctx, c, c.Size, base, l.data, plan{}) != nil {
+				fs.freeFold(list)
+				return nil, 0
+			}
 		}
 	}
 	return list, cuts
+}
+
+// sameFold returns of what was read that which is still what is committed. The caller holds the commit token.
+func (fs *Files) sameFold(ctx context.Context, f *file, list []folded) (same []folded) {
+	size := uint64(fs.cfg.StripeSize)
+	for _, l := range list {
+		c, err := fs.cfg.Inodes.Content(ctx, f.ino, l.index*size, size)
+		if err == nil && slices.Equal(l.extents, within(c.Extents, l.index*size, size)) {
+			same = append(same, l)
+		}
+	}
+	return same
 }
 
 func (fs *Files) freeFold(list []folded) {
@@ -68,24 +84,22 @@ func (fs *Files) freeFold(list []folded) {
 	}
 }
 
-// within returns the extents that lie in [base, base+n), in part at least.
-func within(l []tree.Extent, base, n uint64) []tree.Extent {
-	i := findExtent(l, base)
-	j := i
-	for j < len(l) && l[j].Off < base+n {
-		j++
+// within returns the extents, as far as they lie in [base, base+n).
+func within(l []tree.Extent, base, n uint64) (in []tree.Extent) {
+	for i := findExtent(l, base); i < len(l) && l[i].Off < base+n; i++ {
+		in = append(in, l[i].In(tree.Range{From: base, To: base + n}))
 	}
-	return l[i:j]
+	return in
 }
 
 // fold fills the gaps of the slab from what was read for it, where there is an extent: holes stay
-// holes. The caller holds f.mu and the commit token; c is what is committed.
-func (fs *Files) fold(f *file, s *slab, c tree.Content, list []folded, cuts uint64) {
+// holes. The caller holds f.mu and the commit token, and has looked whether it is what is committed.
+func (fs *Files) fold(f *file, s *slab, list []folded, cuts uint64) {
 	if f.cuts != cuts || f.pending {
 		return
 	}
 	for _, l := range list {
-		if l.index*uint64(s.size) != s.base || !slices.Equal(l.extents, within(c.Extents, s.base, uint64(s.size))) {
+		if l.index*uint64(s.size) != s.base {
 			continue
 		}
 		had := s.mem

@@ -49,13 +49,13 @@ func (j *job) layOut() {
 	}
 }
 
-// pack freezes slabs, in ascending order, into jobs of at most one stripe each. The
+// pack freezes slabs, in ascending order, into jobs of at most one stripe each, which lies in one map's range. The
 // caller holds f.mu.
-func (f *file) pack(slabs []*slab, stripe int) (jobs []*job) {
+func (f *file) pack(slabs []*slab, stripe int, mapBytes uint64) (jobs []*job) {
 	sort.Slice(slabs, func(i, j int) bool { return slabs[i].base < slabs[j].base })
 	for len(slabs) > 0 {
 		n, size := 0, 0
-		for n < len(slabs) && (n == 0 || size+slabs[n].bytes() <= stripe) {
+		for n < len(slabs) && (n == 0 || size+slabs[n].bytes() <= stripe && slabs[n].base/mapBytes == slabs[0].base/mapBytes) {
 			size += slabs[n].bytes()
 			n++
 		}

@@ -23,7 +23,7 @@ func (fs *Files) Read(ctx context.Context, ino tree.Ino, off uint64, p []byte) (
 		least, limit = fs.overlay(f, off, p, &got)
 		fs.table.release(f)
 	}
-	c, err := fs.cfg.Inodes.Content(ctx, ino)
+	c, err := fs.around(ctx, ino, off, len(p))
 	if err != nil {
 		return 0, err
 	}
@@ -47,6 +47,17 @@ func (fs *Files) Read(ctx context.Context, ino tree.Ino, off uint64, p []byte) (
 		fs.rd.plan(ino, c, off, len(p))
 	}
 	return len(p), nil
+}
+
+// around returns the committed content that a read may need, with what is read ahead of it. Its part begins and ends with
+// stripes, so that their extents are whole.
+func (fs *Files) around(ctx context.Context, ino tree.Ino, off uint64, n int) (tree.Content, error) {
+	size := uint64(fs.cfg.StripeSize)
+	if off > tree.MaxFile {
+		return fs.cfg.Inodes.Content(ctx, ino, 0, 0)
+	}
+	end := off + uint64(n+fs.cfg.ReadAhead) + size - 1
+	return fs.cfg.Inodes.Content(ctx, ino, off-off%size, end-end%size-(off-off%size))
 }
 
 // overlay copies what is dirty or on its way out into p. least is what the size is at least, limit where

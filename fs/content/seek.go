@@ -20,25 +20,33 @@ func (fs *Files) Seek(ctx context.Context, ino tree.Ino, off uint64, hole bool) 
 		dirty, least, limit = f.dirtyFrom(off)
 		fs.table.release(f)
 	}
-	c, err := fs.cfg.Inodes.Content(ctx, ino)
-	if err != nil {
-		return 0, err
-	}
-	m := layout{dirty: dirty, content: c, committed: min(c.Size, limit)}
-	size := max(m.committed, least)
-	if off >= size {
-		return 0, syscall.ENXIO
-	}
-	if hole {
-		for end := m.dataEnd(off); end > off; end = m.dataEnd(off) {
-			off = end
+	for first := true; ; first = false {
+		c, err := fs.cfg.Inodes.Content(ctx, ino, min(off, tree.MaxFile), fs.cfg.MapBytes)
+		if err != nil {
+			return 0, err
 		}
-		return min(off, size), nil
+		m := layout{dirty: dirty, content: c, committed: min(c.Size, limit)}
+		size := max(m.committed, least)
+		if off >= size && (first || !hole) {
+			return 0, syscall.ENXIO
+		}
+		at := m.nextData(off)
+		if hole {
+			at = off
+			for end := m.dataEnd(at); end > at; end = m.dataEnd(at) {
+				at = end
+			}
+		}
+		switch {
+		case at < min(c.Part.To, size):
+			return at, nil
+		case c.Part.To >= size && hole:
+			return size, nil
+		case c.Part.To >= size:
+			return 0, syscall.ENXIO
+		}
+		off = max(off, c.Part.To) // the tree has not said what is there
 	}
-	if off = m.nextData(off); off >= size {
-		return 0, syscall.ENXIO
-	}
-	return off, nil
 }
 
 // dirtyFrom returns the ranges from off on that are dirty or on their way out, and the bounds of the size as overlay does.

@@ -57,7 +57,7 @@ func (fs *Files) size(ctx context.Context, f *file) (uint64, error) {
 	f.mu.Lock()
 	grown := f.grown
 	f.mu.Unlock()
-	c, err := fs.cfg.Inodes.Content(ctx, f.ino)
+	c, err := fs.cfg.Inodes.Content(ctx, f.ino, 0, 0)
 	return max(c.Size, grown), err
 }
 

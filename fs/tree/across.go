@@ -413,6 +413,16 @@ func (t *Tree) promote(ctx context.Context, home blocks.RegisterID, ino Ino) err
 	return err
 }
 
+// promoted returns the container of a promoted inode that a name here leads to, zero if none does.
+func (s *State) promoted(ino Ino) (id blocks.RegisterID) {
+	for _, e := range s.entries {
+		if e.Ino == ino && !isDir(e.Type) && !e.Child.IsZero() {
+			return e.Child
+		}
+	}
+	return id
+}
+
 // linkAcross gives an inode a name in another directory.
 func (t *Tree) linkAcross(ctx context.Context, ino Ino, dir blocks.RegisterID, newName string) error {
 	if !MayWait(ctx) {

@@ -75,6 +75,8 @@ func (s *State) do(o *Op, ef *Effect) {
 		s.die()
 	case OpSpread, OpSplit, OpLearn, OpGather:
 		s.doPages(o, ef)
+	case OpSpill, OpFill:
+		s.doMaps(o)
 	case OpRef:
 		s.ref(o, ef)
 	case OpIntent:
@@ -178,6 +180,7 @@ func (s *State) notes(o *Op, ef *Effect) {
 // end frees an inode's stripes and forgets it.
 func (s *State) end(n *Inode, ef *Effect) {
 	n.freeAll(s.freeStripe)
+	s.dropMaps()
 	delete(s.inodes, n.Ino)
 	ef.Gone = append(ef.Gone, n.Ino)
 	ef.ended = append(ef.ended, n)
@@ -319,17 +322,27 @@ func (s *State) doInode(o *Op) {
 		for i := range o.Extents {
 			delete(s.free, o.Extents[i].Stripe.ID) // repeated after the journal: what is used is not free
 		}
+		if o.Inline {
+			s.dropMaps()
+		} else if o.Size < n.Size {
+			s.cutMaps(o.Size, ^uint64(0))
+		}
 		n.writeback(o.Extents, inline, o.Size, s.freeStripe)
 		if o.Mtime != 0 {
 			n.Mtime, n.Ctime = o.Mtime, max(n.Ctime, o.Mtime)
 		}
 		n.setFlushed(o.Mount, o.Flushed)
 	case OpTruncate:
+		if o.Size < n.Size {
+			s.cutMaps(o.Size, ^uint64(0))
+		}
 		n.truncate(o.Size, s.freeStripe)
 		n.Mtime, n.Ctime = o.Time, o.Time
 		n.clearPrivileges(o.Set)
 	case OpPunch:
-		n.punch(o.Off, min(o.Size, MaxFile-o.Off), s.freeStripe)
+		l := min(o.Size, MaxFile-o.Off)
+		s.cutMaps(o.Off, o.Off+l)
+		n.punch(o.Off, l, s.freeStripe)
 		n.Mtime, n.Ctime = o.Time, o.Time
 	}
 }

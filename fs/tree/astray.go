@@ -11,7 +11,7 @@ import (
 )
 
 // stray is a pending operation that belongs to another container by now, because another mount has split this
-// one. old has what it concerns, as it was here.
+// one. old has what it concerns, as it was here; nil: it is what is left of an inode that has ended.
 type stray struct {
 	pending
 	old *State
@@ -30,6 +30,19 @@ func (c *container) strays(old *State, o *Op) bool {
 	}
 	s := stray{pending{op: o}, extract(old, o)}
 	return isElsewhere(c.st.has(s.anchor()))
+}
+
+// follows reports whether the operation belongs where its inode has gone.
+func (s *State) follows(o *Op) bool {
+	return ofInode(o.Kind) && s.named() && s.inode(o.Ino) == nil && !s.whither(o.Ino).IsZero()
+}
+
+// whither returns where an inode has gone, as far as the container knows: it was promoted, or has left a husk.
+func (s *State) whither(ino Ino) blocks.RegisterID {
+	if h := s.left[ino]; h != nil {
+		return h.to
+	}
+	return s.promoted(ino)
 }
 
 // ofInode reports whether the operation concerns an inode and no name.
@@ -89,6 +102,12 @@ func (c *container) strayAll(old *State) {
 func (t *Tree) redirect(ctx context.Context, c *container, held bool) error {
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.CommitTimeout)
 	defer cancel()
+	select { // one at a time: what comes last must be the newest
+	case c.leading <- struct{}{}:
+		defer func() { <-c.leading }()
+	case <-ctx.Done():
+		return fmt.Errorf("operations of container %s are made elsewhere: %w", c.id.Short(), ctx.Err())
+	}
 	for {
 		c.mu.Lock()
 		if len(c.astray) == 0 {
@@ -119,25 +138,52 @@ func (t *Tree) redirect(ctx context.Context, c *container, held bool) error {
 	}
 }
 
+// redirectFirst makes the stray operations of a container before any newer one on what they concern.
+func (t *Tree) redirectFirst(ctx context.Context, id blocks.RegisterID) error {
+	c, err := t.cont(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	none := len(c.astray) == 0
+	c.mu.Unlock()
+	switch {
+	case none:
+		return nil
+	case !MayWait(ctx):
+		return ErrWait
+	}
+	return t.redirect(ctx, c, false)
+}
+
 // makeElsewhere makes a stray operation of container from in the one that owns its name, from start on, or that has its inode. What does not
 // apply any more is treated as after a conflict. not is a container that must not be waited for.
 func (t *Tree) makeElsewhere(ctx context.Context, from, start, not blocks.RegisterID, s *stray) error {
+	if s.old == nil && s.op.Kind == OpMove { // see merge
+		return t.saveInRoot(ctx, s.op)
+	}
+	if ofInode(s.op.Kind) {
+		at, err := t.home(s.op.Ino)
+		if err != nil || at == from {
+			if at, err = t.whereis(ctx, from, s.op.Ino); err != nil {
+				return err
+			}
+		}
+		if !at.IsZero() && at != not {
+			_, err := t.mutate(ctx, at, func(_ *container, st *State) (*Op, error) {
+				if st.inode(s.op.Ino) == nil {
+					return nil, errMoved
+				}
+				return t.placed(st, s.op), nil
+			}, nil)
+			if err == nil || errors.Is(err, blocks.ErrUnavailable) || ctx.Err() != nil {
+				return err
+			}
+		}
+	}
 	name := s.anchor()
 	if name == "" {
 		return nil // an orphan's, or the list of what is free: found again when the pages are loaded
-	}
-	if home, err := t.home(s.op.Ino); err == nil && ofInode(s.op.Kind) {
-		if home == from {
-			if _, err := t.chase(ctx, home, s.op.Ino); err != nil {
-				return err
-			}
-			home, _ = t.home(s.op.Ino)
-		}
-		if home != from {
-			if _, err := t.mutateIno(ctx, s.op.Ino, func(st *State, _ *Inode) (*Op, error) { return t.placed(st, s.op), nil }, nil); err == nil {
-				return nil
-			}
-		}
 	}
 	err := t.routedFrom(ctx, start, t.headOf(from), name, func(id blocks.RegisterID) error {
 		if id == not {
@@ -276,15 +322,18 @@ func (s *State) checkAnchor(o *Op) error {
 	return s.has(name)
 }
 
-// chase returns the page behind c that has an inode, nil if none has.
+// chase returns the page behind c that has an inode, or the container of its own that it has got; nil if there is none.
 func (r *replayer) chase(c *container, ino Ino) (*container, error) {
 	for range maxPages * maxPages {
 		c.mu.Lock()
-		next := c.st.next
+		own, next := c.st.promoted(ino), c.st.next
 		if c.st.paged() {
 			next = c.st.pages[0].ID
 		}
 		c.mu.Unlock()
+		if !own.IsZero() {
+			return r.container(own)
+		}
 		if next.IsZero() {
 			return nil, nil
 		}

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mutualfs/mutualfs/blocks"
 	"github.com/mutualfs/mutualfs/fs/tree"
 )
 
@@ -143,4 +144,55 @@ func directoryLife(b *testing.B, n int, spent *[5]time.Duration) {
 		b.Fatal(err)
 	}
 	spent[4] += time.Since(at)
+}
+
+// The cost of one write-back of 4 KiB to a file that has n of them already, somewhere in size bytes, and what its directory
+// then costs another mount: the bytes that it reads before it can look up a name.
+func BenchmarkFragments(b *testing.B) {
+	for _, size := range []uint64{64 << 20, 1 << 40} {
+		for _, n := range []int{1_000, 4_000, 16_000, 64_000} {
+			b.Run(fmt.Sprintf("in %d MiB/%d", size>>20, n), func(b *testing.B) { fragments(b, size, n) })
+		}
+	}
+}
+
+func fragments(b *testing.B, size uint64, n int) {
+	var all, last, sync, other time.Duration
+	for b.Loop() {
+		ring := newRing(b)
+		m := start(b, ring, 1, b.TempDir(), quiet)
+		dir := mustMake(b, m, tree.RootIno, "d", dirMode)
+		ino := mustMake(b, m, dir, "f", regMode)
+		mustMake(b, m, dir, "small", regMode)
+		r := rng(1)
+		begin := time.Now()
+		for i := range n {
+			if i == n-n/10 {
+				last -= time.Since(begin)
+			}
+			e := tree.Extent{Off: r.Uint64N(size/4096) * 4096, Len: 4096, Stripe: blocks.StripeRef{ID: blocks.StripeID{ID: blocks.HashID([]byte(fmt.Sprint(i)))}, Len: 4096, K: 1, M: 2}}
+			if err := m.Writeback(b.Context(), tree.Writeback{Ino: ino, Extents: []tree.Extent{e}, Size: size}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		last += time.Since(begin)
+		all += time.Since(begin)
+		begin = time.Now()
+		if err := m.Sync(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		sync += time.Since(begin)
+		x := start(b, ring, 2, b.TempDir(), quiet)
+		<-x.Ready()
+		begin = time.Now()
+		find(b, x, "d", "small")
+		other += time.Since(begin)
+		x.end(b)
+		m.end(b)
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(all.Microseconds())/float64(b.N)/float64(n), "µs/write")
+	b.ReportMetric(float64(last.Microseconds())/float64(b.N)/float64(n/10), "µs/write-at-the-end")
+	b.ReportMetric(float64(sync.Microseconds())/float64(b.N)/1000, "ms/sync")
+	b.ReportMetric(float64(other.Microseconds())/float64(b.N)/1000, "ms/lookup-elsewhere")
 }

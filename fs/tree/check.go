@@ -32,6 +32,8 @@ func Check(s *State, o *Op) error {
 		return s.checkNames(o)
 	case OpSpread, OpSplit, OpLearn, OpGather:
 		return s.checkPages(o)
+	case OpSpill, OpFill:
+		return s.checkMaps(o)
 	case OpSetattr, OpSetXattr, OpRemoveXattr, OpWriteback, OpTruncate, OpPunch:
 		return s.checkInode(o)
 	case OpRef:

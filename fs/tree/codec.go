@@ -11,8 +11,9 @@ import (
 
 // formatVersion begins every snapshot and batch.
 const (
-	formatVersion = 2
-	formatUnpaged = 1 // before directories had pages; still read
+	formatVersion  = 3
+	formatUnmapped = 2 // before files had maps; still read
+	formatUnpaged  = 1 // before directories had pages; still read
 )
 
 const (
@@ -165,12 +166,7 @@ func decodeInode(d *blocks.Decoder) (*Inode, error) {
 	if d.Err() == nil && (n.Size > MaxFile || uint64(len(n.Inline)) > n.Size) {
 		return nil, fmt.Errorf("%w: inode %d of size %d with %d bytes inline", blocks.ErrCorrupt, n.Ino, n.Size, len(n.Inline))
 	}
-	if len(n.Extents) > fewExtents {
-		n.uses = make(map[blocks.StripeID]int32, len(n.Extents))
-		for i := range n.Extents {
-			n.uses[n.Extents[i].Stripe.ID]++
-		}
-	}
+	n.count()
 	return n, d.Err()
 }
 
@@ -227,6 +223,7 @@ func encodeState(s *State) []byte {
 		s.intent.op().encode(e)
 	}
 	s.encodePages(e)
+	s.encodeMaps(e)
 	return e.Buf
 }
 
@@ -243,11 +240,11 @@ func intentOf(o *Op) *Intent {
 func decodeState(b []byte) (*State, error) {
 	d := blocks.NewDecoder(b)
 	v := d.Byte()
-	if d.Err() == nil && v != formatVersion && v != formatUnpaged {
+	if d.Err() == nil && (v == 0 || v > formatVersion) {
 		return nil, fmt.Errorf("%w: snapshot of format %d", blocks.ErrCorrupt, v)
 	}
 	s := newState(Kind(d.Byte()))
-	if d.Err() == nil && (s.Kind < KindDir || s.Kind > KindPage) {
+	if d.Err() == nil && (s.Kind < KindDir || s.Kind > KindMap) {
 		return nil, fmt.Errorf("%w: container of unknown kind %d", blocks.ErrCorrupt, s.Kind)
 	}
 	s.Dead = d.Bool()
@@ -283,6 +280,11 @@ func decodeState(b []byte) (*State, error) {
 	}
 	if v != formatUnpaged {
 		if err := s.decodePages(d); err != nil {
+			return nil, err
+		}
+	}
+	if v > formatUnmapped {
+		if err := s.decodeMaps(d); err != nil {
 			return nil, err
 		}
 	}

@@ -25,6 +25,8 @@ type container struct {
 	id   blocks.RegisterID
 	seal *sealer
 	busy chan struct{} // capacity 1
+	// leading is taken by who makes what is astray; capacity 1.
+	leading chan struct{}
 
 	mu       sync.Mutex
 	st       *State // nil: not loaded
@@ -66,7 +68,7 @@ func (t *Tree) newContainer(id blocks.RegisterID) (*container, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &container{id: id, seal: s, busy: make(chan struct{}, 1)}, nil
+	return &container{id: id, seal: s, busy: make(chan struct{}, 1), leading: make(chan struct{}, 1)}, nil
 }
 
 // cont returns the container, loaded or not.

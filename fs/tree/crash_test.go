@@ -413,7 +413,7 @@ func TestOrphansOfEndedDirectory(t *testing.T) {
 			}
 			m.Release(f)
 			eventually(t, "the orphan ends", func() bool {
-				_, err := m.Content(ctx, f)
+				_, err := m.Content(ctx, f, 0, 0)
 				return err != nil
 			})
 			m.Forget(f, 1)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"slices"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
@@ -70,22 +69,6 @@ func (t *Tree) Grown(ino Ino, off, n uint64, now Time) {
 	})
 }
 
-// Content returns a file's content without dirty data. Inline may be shorter than Size: what follows is a hole;
-// and where there are both, an extent wins over Inline.
-func (t *Tree) Content(ctx context.Context, ino Ino) (Content, error) {
-	var ct Content
-	// A recall waits for the flush of files, which asks here before it writes back.
-	err := t.readIno(asFlush{ctx}, ino, func(_ *container, _ *State, n *Inode) error {
-		if n.kind() != syscall.S_IFREG {
-			return syscall.EINVAL
-		}
-		n.shared = true
-		ct = Content{Size: n.Size, Inline: slices.Clip(n.Inline), Extents: slices.Clip(n.Extents), Flushed: n.flushed(t.cfg.Mount)}
-		return nil
-	})
-	return ct, err
-}
-
 // Writeback makes stripes that are durable already part of a file. Under a lease it is
 // journalled, else committed when it returns. ENOENT, ESTALE: the file is gone; the stripes are nobody's.
 func (t *Tree) Writeback(ctx context.Context, w Writeback) error {
@@ -93,6 +76,9 @@ func (t *Tree) Writeback(ctx context.Context, w Writeback) error {
 		if err := t.makeRoom(ctx, home); err != nil && !isElsewhere(err) {
 			return err
 		}
+	}
+	if err := t.relieve(ctx, w.Ino); err != nil {
+		return err
 	}
 	_, err := t.mutateIno(asFlush{ctx}, w.Ino, func(*State, *Inode) (*Op, error) {
 		o := &Op{Kind: OpWriteback, Ino: w.Ino, Size: w.Size, Mtime: w.Mtime, Mount: t.cfg.Mount, Flushed: w.Flushed,

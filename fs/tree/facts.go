@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"syscall"
 
 	"github.com/mutualfs/mutualfs/blocks"
 )
@@ -18,11 +19,12 @@ type Facts struct {
 	Kind      Kind
 	Holder    blocks.PeerID // of a session: whose it is, zero if it is over
 	Dead      bool
-	Ino       Ino               // of a directory
-	Parent    blocks.RegisterID // of a directory; of a page: its head
+	Ino       Ino               // of a directory; of a map: of its file
+	Parent    blocks.RegisterID // of a directory; of a page: its head; of a map: the promoted inode
 	ParentIno Ino
 	Pages     []blocks.RegisterID // the table of a directory that is spread over pages
 	Next      blocks.RegisterID   // of a page, zero for the last
+	Maps      []blocks.RegisterID // of a promoted inode
 	Names     []NameFacts
 	Inodes    []InodeFacts
 	Refs      map[blocks.RegisterID]uint32 // of a promoted inode: names per directory
@@ -42,7 +44,8 @@ type NameFacts struct {
 	Dentry
 }
 
-// InodeFacts is an inode that lies in a container, a directory's own excepted.
+// InodeFacts is an inode that lies in a container, a directory's own excepted. Of a map: the inode whose extents it has, as far as
+// they are there.
 type InodeFacts struct {
 	Ino     Ino
 	Nlink   uint32
@@ -182,6 +185,12 @@ func factsOf(id blocks.RegisterID, v blocks.Version, s *State) *Facts {
 	for _, p := range s.pages {
 		f.Pages = append(f.Pages, p.ID)
 	}
+	for _, m := range s.maps {
+		f.Maps = append(f.Maps, m.ID)
+	}
+	if s.Kind == KindMap {
+		f.Inodes = append(f.Inodes, InodeFacts{Ino: s.Self.Ino, Mode: syscall.S_IFREG, Stripes: s.Self.stripes()})
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.entries)) {
 		f.Names = append(f.Names, NameFacts{name, s.entries[name]})
 	}
@@ -202,6 +211,9 @@ func (f *Facts) plan(o *Op) {
 		return
 	}
 	f.Brings = append(f.Brings, o.Regs...)
+	for _, m := range o.Maps {
+		f.Brings = append(f.Brings, m.ID)
+	}
 	for _, id := range []blocks.RegisterID{o.Child, o.Entry.Child} {
 		if !id.IsZero() {
 			f.Brings = append(f.Brings, id)

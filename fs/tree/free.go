@@ -182,11 +182,9 @@ func (t *Tree) deleteStripes(ctx context.Context, ids []blocks.StripeID) ([]bloc
 	return done, nil
 }
 
-// dispose ends a register that nothing names any more: a transaction when all its parts are
-// resolved, a directory or a promoted inode when its stripes are deleted. ok: it has ended.
+// dispose ends a register that nothing names any more: a transaction when all its parts are resolved, a directory, a promoted
+// inode or a map when what it alone has is deleted: registers, then stripes. ok: it has ended.
 func (t *Tree) dispose(ctx context.Context, id blocks.RegisterID) (ok bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, t.cfg.CommitTimeout)
-	defer cancel()
 	c, err := t.cont(id)
 	if err != nil {
 		return false, err
@@ -194,34 +192,35 @@ func (t *Tree) dispose(ctx context.Context, id blocks.RegisterID) (ok bool, err 
 	if err := t.redirect(ctx, c, false); err != nil {
 		return false, err
 	}
+	r, st, err := t.lastState(ctx, c)
+	if err != nil || st == nil {
+		return err == nil, err
+	}
+	below := map[blocks.RegisterID]bool{}
+	if st.Kind == KindTxn {
+		err = t.resolved(ctx, st)
+	} else if ok = t.unused(ctx, st); ok {
+		ok, err = t.disposeBelow(ctx, st, below)
+	} else {
+		return false, nil
+	}
+	if err != nil || st.Kind != KindTxn && !ok {
+		return false, err
+	}
 	if err := c.acquire(ctx); err != nil {
 		return false, err
 	}
 	defer c.release()
-	r, err := t.regs.Read(ctx, id, 0)
-	if errors.Is(err, blocks.ErrNotFound) || err == nil && r.Deleted {
-		t.drop(c)
-		return true, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("dispose of register %s: %w", id.Short(), err)
-	}
-	st, err := c.stateOf(r)
-	if err != nil {
-		return false, err
-	}
-	if st.Kind == KindTxn {
-		for p := range st.refs {
-			err := t.read(ctx, p, func(*container, *State) error { return nil }) // a read resolves
-			if err != nil && !errors.Is(err, syscall.ENOENT) {
-				return false, err
-			}
+	if st.Kind != KindTxn { // it may have changed while registers below were deleted
+		if r, st, err = t.lastState(ctx, c); err != nil || st == nil {
+			return err == nil, err
 		}
-	} else {
-		if ready, err := t.disposable(ctx, id, st); !ready || err != nil {
+		if ready, err := t.disposable(ctx, id, st, below); !ready || err != nil {
 			return false, err
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, t.cfg.CommitTimeout)
+	defer cancel()
 	seq := max(uint64(t.j.number()), r.Applied[t.cfg.Mount]+1)
 	_, err = t.propose(ctx, id, blocks.Change{Base: r.Version, Origin: t.cfg.Mount, Seq: seq, Delete: true})
 	if err != nil && !errors.Is(err, blocks.ErrNotFound) {
@@ -231,35 +230,98 @@ func (t *Tree) dispose(ctx context.Context, id blocks.RegisterID) (ok bool, err 
 	return true, nil
 }
 
-// disposable deletes the stripes of a container that has come to its end. It has not while
-// an inode in it is open somewhere.
-func (t *Tree) disposable(ctx context.Context, id blocks.RegisterID, st *State) (bool, error) {
-	if st.intent != nil {
-		return false, nil
+// lastState reads a container that is to be disposed of. A nil state: it has ended.
+func (t *Tree) lastState(ctx context.Context, c *container) (blocks.Register, *State, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.cfg.CommitTimeout)
+	defer cancel()
+	r, err := t.regs.Read(ctx, c.id, 0)
+	if errors.Is(err, blocks.ErrNotFound) || err == nil && r.Deleted {
+		t.drop(c)
+		return r, nil, nil
 	}
-	if t.anyKeeps(ctx, st) {
+	if err != nil {
+		return r, nil, fmt.Errorf("dispose of register %s: %w", c.id.Short(), err)
+	}
+	st, err := c.stateOf(r)
+	return r, st, err
+}
+
+// resolved resolves what is left of a transaction.
+func (t *Tree) resolved(ctx context.Context, txn *State) error {
+	ctx, cancel := context.WithTimeout(ctx, t.cfg.CommitTimeout)
+	defer cancel()
+	for p := range txn.refs {
+		err := t.read(ctx, p, func(*container, *State) error { return nil }) // a read resolves
+		if err != nil && !errors.Is(err, syscall.ENOENT) {
+			return err
+		}
+	}
+	return nil
+}
+
+// unused reports whether a container has come to its end. It has not while an inode in it is open somewhere.
+func (t *Tree) unused(ctx context.Context, st *State) bool {
+	if st.intent != nil || t.anyKeeps(ctx, st) {
+		return false
+	}
+	for _, n := range st.inodes {
+		if n.Nlink > 0 || t.opened(n.Ino) {
+			return false
+		}
+	}
+	return true
+}
+
+// disposeBelow disposes of the registers that only st knows, and notes which have ended. What belongs to it by a
+// transaction that was left is resolved by that, so its own busy must not be held.
+func (t *Tree) disposeBelow(ctx context.Context, st *State, ended map[blocks.RegisterID]bool) (bool, error) {
+	for _, id := range st.below() {
+		ok, err := t.dispose(ctx, id)
+		if !ok || err != nil {
+			return false, err
+		}
+		ended[id] = true
+	}
+	return true, nil
+}
+
+// below lists the registers that only st knows, once it has come to its end.
+func (s *State) below() []blocks.RegisterID {
+	ids := sortedIDs(s.freeRegs, registerID)
+	for _, m := range s.maps {
+		ids = append(ids, m.ID)
+	}
+	return ids
+}
+
+// disposable deletes the stripes of a container that has come to its end, and all registers below with it.
+func (t *Tree) disposable(ctx context.Context, id blocks.RegisterID, st *State, ended map[blocks.RegisterID]bool) (bool, error) {
+	if !t.unused(ctx, st) || slices.ContainsFunc(st.below(), func(id blocks.RegisterID) bool { return !ended[id] }) {
 		return false, nil
 	}
 	for ino, h := range st.left {
 		t.leave(ino, id, h.to)
 	}
-	var ids []blocks.StripeID
-	for id := range st.free {
-		ids = append(ids, id)
-	}
-	for _, n := range st.inodes {
-		if n.Nlink > 0 || t.opened(n.Ino) {
-			return false, nil
-		}
+	ids := sortedIDs(st.free, stripeID)
+	add := func(n *Inode) {
 		for i := range n.Extents {
 			ids = append(ids, n.Extents[i].Stripe.ID)
 		}
 	}
+	for _, n := range st.inodes {
+		add(n)
+	}
+	add(&st.Self) // a map's
 	if len(ids) > 0 && t.cfg.DeleteStripe == nil {
 		return false, nil
 	}
-	_, err := t.deleteStripes(ctx, ids)
-	return err == nil, err
+	slices.SortFunc(ids, func(a, b blocks.StripeID) int { return a.Compare(b.ID) })
+	for batch := range slices.Chunk(slices.Compact(ids), freeBatch) {
+		if _, err := t.deleteStripes(ctx, batch); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // drop forgets a container that has ended.

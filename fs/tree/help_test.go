@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -150,11 +151,14 @@ func dump(t testing.TB, m *mount) []string {
 				}
 				line += " " + target
 			case syscall.S_IFREG:
-				c, err := m.Content(t.Context(), a.Ino)
+				c, err := m.Content(t.Context(), a.Ino, 0, math.MaxUint64)
 				if err != nil {
 					t.Fatalf("Content %s: %v", p, err)
 				}
 				line += fmt.Sprintf(" %d %q", c.Size, c.Inline)
+				for _, e := range c.Extents {
+					line += fmt.Sprintf(" %d+%d=%s:%d", e.Off, e.Len, e.Stripe.ID.Short(), e.At)
+				}
 			}
 			names, err := m.Listxattr(t.Context(), a.Ino)
 			if err != nil {

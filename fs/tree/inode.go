@@ -74,26 +74,8 @@ func (n *Inode) kind() uint32 { return n.Mode & syscall.S_IFMT }
 func (n *Inode) attr() Attr {
 	a := Attr{Ino: n.Ino, Mode: n.Mode, Nlink: n.Nlink, Uid: n.Uid, Gid: n.Gid, Rdev: n.Rdev,
 		Size: n.Size, Atime: n.Atime, Mtime: n.Mtime, Ctime: n.Ctime}
-	var b uint64
-	if len(n.Extents) > 0 {
-		b = n.allocated()
-	}
-	a.Blocks = (b + uint64(len(n.Inline)) + 511) / 512
+	a.Blocks = (bytesOf(n.Extents) + uint64(len(n.Inline)) + 511) / 512
 	return a
-}
-
-// allocated is exact for few extents; for many it is the span that they cover
-// less nothing: counting 10^5 extents for each stat would cost more than it says.
-func (n *Inode) allocated() uint64 {
-	if len(n.Extents) > 1024 {
-		last := n.Extents[len(n.Extents)-1]
-		return last.Off + last.Len
-	}
-	var b uint64
-	for i := range n.Extents {
-		b += n.Extents[i].Len
-	}
-	return b
 }
 
 func (n *Inode) xattr(name string) (int, bool) {
@@ -333,11 +315,6 @@ func (n *Inode) clone() *Inode {
 	c.Extents = slices.Clone(n.Extents)
 	c.Flushed = slices.Clone(n.Flushed)
 	c.Keepers = slices.Clone(n.Keepers)
-	if len(c.Extents) > fewExtents {
-		c.uses = make(map[blocks.StripeID]int32, len(c.Extents))
-		for i := range c.Extents {
-			c.uses[c.Extents[i].Stripe.ID]++
-		}
-	}
+	c.count()
 	return &c
 }

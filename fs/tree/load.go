@@ -258,6 +258,9 @@ func (t *Tree) changed(c *container, ops []*Op) {
 			t.withNode(ino, func(x *node) { x.foreign = true })
 			n.InvalidateInode(ino)
 		}
+		if o.Kind == OpPromote {
+			t.withNode(o.Ino, func(x *node) { x.home = o.Child })
+		}
 		for _, name := range []string{o.Name, o.New} {
 			if name != "" && c.st.named() && namesEntry(o.Kind) {
 				n.InvalidateEntry(c.st.Self.Ino, name)
@@ -307,7 +310,7 @@ func (t *Tree) vanished(c *container) {
 
 // mayLease says whether it is worth to ask for the lease. mu must be held.
 func (t *Tree) mayLease(c *container) bool {
-	return time.Now().After(c.noLease) && !t.leased(c) && c.st != nil && (c.st.named() || c.st.Kind == KindFile)
+	return time.Now().After(c.noLease) && !t.leased(c) && c.st != nil && (c.st.named() || c.st.Kind == KindFile || c.st.Kind == KindMap)
 }
 
 // maybeLease takes the lease if the container is read often. busy must be held.

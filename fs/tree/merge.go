@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/mutualfs/mutualfs/blocks"
 )
 
 // merge applies what is pending to a state that others have moved on, in order and under
@@ -15,12 +17,20 @@ import (
 // does, so that no content vanishes: see adapt. old is the state before, nil if there is none. mu of c
 // must be held.
 func (t *Tree) merge(c *container, old *State) {
+	if c.st.Kind == KindFile && c.st.only() == nil && old != nil { // it ended, and its register will
+		c.ops = slices.DeleteFunc(c.ops, func(p pending) bool { return p.seq <= c.applied })
+		for _, o := range salvageFile(old, c.ops) {
+			c.astray = append(c.astray, stray{pending{c.ops[0].seq, o}, nil})
+		}
+		c.ops = nil
+		return
+	}
 	kept := c.ops[:0:0]
 	for _, p := range c.ops {
 		if p.seq <= c.applied {
 			continue
 		}
-		if c.strays(old, p.op) {
+		if c.strays(old, p.op) || c.st.follows(p.op) {
 			c.astray = append(c.astray, stray{p, extract(old, p.op)})
 			continue
 		}
@@ -113,7 +123,7 @@ func (t *Tree) adaptRename(c *container, old *State, o *Op) *Op {
 // bringBack makes the operation that restores the inode of o as it was here, nil if it
 // still exists or was unknown. The old state has everything that was pending.
 func (t *Tree) bringBack(c *container, old *State, o *Op) *Op {
-	if old == nil || !c.st.named() || c.st.paged() || c.st.inode(o.Ino) != nil {
+	if old == nil || !c.st.named() || c.st.paged() || c.st.inode(o.Ino) != nil || !c.st.promoted(o.Ino).IsZero() {
 		return nil
 	}
 	was := old.inodes[o.Ino]
@@ -162,7 +172,9 @@ func (t *Tree) flushRemoved(c *container) error {
 	c.mu.Lock()
 	s := c.salvage
 	var saved []*Op
-	if s != nil {
+	if s != nil && s.Kind == KindFile {
+		saved = salvageFile(s, c.ops)
+	} else if s != nil {
 		touched := map[Ino]bool{}
 		for _, p := range c.ops {
 			touched[p.op.Ino] = true
@@ -177,23 +189,52 @@ func (t *Tree) flushRemoved(c *container) error {
 	c.mu.Unlock()
 	for _, o := range saved {
 		ctx, cancel := context.WithTimeout(context.Background(), t.cfg.CommitTimeout)
-		err := t.mutateName(ctx, t.cfg.Root, o.Name, true, func(_ *container, r *State) (*Op, error) {
-			m := *o
-			m.Name = t.conflictName(r, o.Name, o.Time)
-			return &m, nil
-		}, func(rc *container, _ *Op, _ Seq) { t.withNode(o.Entry.Ino, func(n *node) { n.home = rc.id }) })
+		err := t.saveInRoot(ctx, o)
 		cancel()
 		if err != nil {
-			return fmt.Errorf("save a file of a directory that is gone: %w", err)
+			return err
 		}
 	}
 	c.mu.Lock()
 	c.ops, c.salvage = nil, nil
 	c.mu.Unlock()
-	if len(saved) > 0 {
-		t.log.Warn().Str("container", c.id.Short()).Int("files", len(saved)).Msg("the directory was removed by another mount; its new files are in the root directory")
-	}
 	return nil
+}
+
+// saveInRoot gives an inode that o has a name in the root directory.
+func (t *Tree) saveInRoot(ctx context.Context, o *Op) error {
+	err := t.mutateName(ctx, t.cfg.Root, o.Name, true, func(_ *container, r *State) (*Op, error) {
+		m := *o
+		m.Name = t.conflictName(r, o.Name, o.Time)
+		return &m, nil
+	}, func(rc *container, _ *Op, _ Seq) { t.withNode(o.Entry.Ino, func(n *node) { n.home = rc.id }) })
+	if err != nil {
+		return fmt.Errorf("save what was new in a directory or file that is gone: %w", err)
+	}
+	t.log.Warn().Str("name", o.Name).Msg("a directory or file was removed by another mount; what was new in it is in the root directory")
+	return nil
+}
+
+// salvageFile returns the operation that puts what was still to be committed of a promoted inode, which has ended, into a
+// directory. What was committed before went with the inode.
+func salvageFile(s *State, ops []pending) []*Op {
+	n := s.only()
+	if n == nil || n.Nlink == 0 {
+		return nil
+	}
+	mine, any := map[blocks.StripeID]bool{}, false
+	for _, p := range ops {
+		any = any || p.op.Kind == OpWriteback && (p.op.Inline || len(p.op.Extents) > 0)
+		for i := range p.op.Extents {
+			mine[p.op.Extents[i].Stripe.ID] = true
+		}
+	}
+	if !any {
+		return nil
+	}
+	m := n.clone()
+	m.setExtents(slices.DeleteFunc(m.Extents, func(x Extent) bool { return !mine[x.Stripe.ID] }))
+	return []*Op{{Kind: OpMove, Time: now(), Name: fmt.Sprint("inode ", n.Ino), Entry: Dentry{Type: n.kind(), Ino: n.Ino}, Inodes: []*Inode{m}}}
 }
 
 // removalPending reports whether the parent has yet to commit this mount's removal of the directory.

@@ -39,7 +39,9 @@ const (
 	OpGather      OpKind = 26 // a directory's pages have ended, empty; Mtime and Atime (change time) are their newest; Regs: what they leave
 	OpKeep        OpKind = 27 // Inos are open in Session
 	OpAtime       OpKind = 28 // Inodes: numbers and access times, of those that are here
-	opKinds              = 29
+	OpSpill       OpKind = 29 // Ino: what of its extents can go to Maps has gone there; Size: bytes that a map covers
+	OpFill        OpKind = 30 // a map of Ino hides Cuts of what it has, and gets Extents
+	opKinds              = 31
 )
 
 // Bits of Op.Set.
@@ -89,6 +91,8 @@ type Op struct {
 	Inner   *Op
 	Inos    []Ino
 	Session blocks.RegisterID
+	Maps    []MapRef
+	Cuts    []Range
 }
 
 // Fields of an encoded operation, by bit; zero fields are not written.
@@ -126,6 +130,8 @@ const (
 	fInner
 	fInos
 	fSession
+	fMaps
+	fCuts
 	fCount
 )
 
@@ -169,6 +175,8 @@ func (o *Op) mask() uint64 {
 	set(fInner, o.Inner != nil)
 	set(fInos, len(o.Inos) != 0)
 	set(fSession, !o.Session.IsZero())
+	set(fMaps, len(o.Maps) != 0)
+	set(fCuts, len(o.Cuts) != 0)
 	return m
 }
 
@@ -245,6 +253,10 @@ func (o *Op) encodeField(e *blocks.Encoder, bit int) {
 		}
 	case fSession:
 		e.ID(o.Session.ID)
+	case fMaps:
+		encodeMapRefs(e, o.Maps)
+	case fCuts:
+		encodeRanges(e, o.Cuts)
 	}
 }
 
@@ -364,6 +376,10 @@ func (o *Op) decodeField(d *blocks.Decoder, bit, depth int) (err error) {
 		}
 	case fSession:
 		o.Session.ID = d.ID()
+	case fMaps:
+		o.Maps, err = decodeMapRefs(d)
+	case fCuts:
+		o.Cuts, err = decodeRanges(d)
 	}
 	return err
 }
@@ -382,7 +398,7 @@ func encodeBatch(ops []*Op) []byte {
 // decodeBatch reads a delta's value.
 func decodeBatch(b []byte) ([]*Op, error) {
 	d := blocks.NewDecoder(slices.Clone(b))
-	if v := d.Byte(); d.Err() == nil && v != formatVersion && v != formatUnpaged {
+	if v := d.Byte(); d.Err() == nil && (v == 0 || v > formatVersion) {
 		return nil, fmt.Errorf("%w: batch of format %d", blocks.ErrCorrupt, v)
 	}
 	ops := make([]*Op, 0, d.Count(2))

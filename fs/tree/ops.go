@@ -61,6 +61,9 @@ func (t *Tree) readIno(ctx context.Context, ino Ino, f func(c *container, s *Sta
 
 // follow returns nil if an inode that is not at home any more is known to be elsewhere, else ESTALE.
 func (t *Tree) follow(ctx context.Context, home blocks.RegisterID, ino Ino) error {
+	if err := t.redirectFirst(ctx, home); err != nil {
+		return err
+	}
 	if h, _ := t.home(ino); h != home {
 		return nil
 	}

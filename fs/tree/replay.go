@@ -237,7 +237,7 @@ func (r *replayer) data(rec record) error {
 			continue
 		}
 		c.mu.Lock()
-		split := c.st.paged() || c.st.Kind == KindPage && c.st.inodes[rec.ino] == nil
+		split := c.st.named() && c.st.inodes[rec.ino] == nil
 		c.mu.Unlock()
 		if split {
 			if x, err := r.chase(c, rec.ino); err != nil {

@@ -58,7 +58,7 @@ func (c *container) noteSplits(ops []*Op) {
 
 // weight is about what the operation adds to a value, in bytes.
 func (o *Op) weight() int {
-	return 64 + len(o.Name) + len(o.New) + len(o.Data) + 40*len(o.Extents) + 128*len(o.Inodes)
+	return 64 + len(o.Name) + len(o.New) + len(o.Data) + 40*len(o.Extents) + 128*len(o.Inodes) + 32*len(o.Maps) + 8*len(o.Cuts)
 }
 
 // hint returns where memory says that a name's place is: in the directory with the head, or one of its pages.
@@ -204,29 +204,41 @@ func (t *Tree) teach(ctx context.Context, head, page blocks.RegisterID) {
 	}
 }
 
-// chase finds an inode that a split has taken out of the container home, and points its node to where it is. It
-// reads the pages that have got names of home since this mount knew it.
+// chase points the node of an inode that a split or a promotion has taken out of the container home to where it is.
 func (t *Tree) chase(ctx context.Context, home blocks.RegisterID, ino Ino) (found bool, err error) {
+	id, err := t.whereis(ctx, home, ino)
+	if !id.IsZero() {
+		t.withNode(ino, func(n *node) { n.home = id })
+	}
+	return !id.IsZero(), err
+}
+
+// whereis finds an inode that a split or a promotion has taken out of the container home; zero: it is nowhere. It reads the
+// pages that have got names of home since this mount knew it.
+func (t *Tree) whereis(ctx context.Context, home blocks.RegisterID, ino Ino) (found blocks.RegisterID, err error) {
 	c, err := t.cont(home)
 	if err != nil {
-		return false, err
+		return found, err
 	}
 	c.mu.Lock()
 	var next blocks.RegisterID
 	top := ^uint64(0)
+	if c.st != nil {
+		found = c.st.whither(ino)
+	}
 	if c.st != nil && c.st.paged() {
 		next = c.st.pages[0].ID
 	} else if c.st != nil && c.st.Kind == KindPage {
 		next, top = c.st.next, c.top
 	}
 	c.mu.Unlock()
-	for !next.IsZero() && !found {
+	for !next.IsZero() && found.IsZero() {
 		id := next
 		err = t.read(ctx, id, func(_ *container, s *State) error {
 			if next = s.next; s.lo > top || s.Kind != KindPage {
 				next = blocks.RegisterID{}
-			} else if found = s.inodes[ino] != nil; found {
-				t.withNode(ino, func(n *node) { n.home = id })
+			} else if found = s.promoted(ino); s.inodes[ino] != nil {
+				found = id
 			}
 			return nil
 		})
@@ -234,7 +246,7 @@ func (t *Tree) chase(ctx context.Context, home blocks.RegisterID, ino Ino) (foun
 			return found, nil // the pages have ended: no inode is left in them
 		}
 		if err != nil {
-			return false, err
+			return found, err
 		}
 	}
 	return found, nil

@@ -87,7 +87,7 @@ func (h *holders) stillThere(f tree.Ino, id blocks.StripeID) {
 	if at, err := h.a.Getattr(ctx, f); err != nil || at.Nlink != 0 || at.Size != 10 {
 		h.t.Fatalf("open, and removed by the other mount: %+v, %v", at, err)
 	}
-	if c, err := h.a.Content(ctx, f); err != nil || len(c.Extents) != 1 || c.Extents[0].Stripe.ID != id {
+	if c, err := h.a.Content(ctx, f, 0, 0); err != nil || len(c.Extents) != 1 || c.Extents[0].Stripe.ID != id {
 		h.t.Fatalf("content %+v, %v", c, err)
 	}
 	mode := uint32(0o600)
@@ -240,7 +240,7 @@ func TestNotesCostLittle(t *testing.T) {
 	}
 	for _, ino := range inos {
 		eventually(t, "all files end", func() bool {
-			_, err := h.a.Content(ctx, ino)
+			_, err := h.a.Content(ctx, ino, 0, 0)
 			return errors.Is(err, syscall.ESTALE)
 		})
 	}

@@ -15,6 +15,7 @@ const (
 	KindLock Kind = 3 // the lock that moves of directories take; it holds only an intent
 	KindTxn  Kind = 4 // a transaction; see TxnState
 	KindPage Kind = 5 // a part of a large directory's names
+	KindMap  Kind = 6 // extents of a range of a large file
 	// KindSession is no kind of a value: a register without a value is a session, of a mount's tree or of its locks.
 	KindSession Kind = 255
 )
@@ -58,9 +59,10 @@ type State struct {
 	Dead      bool // removed by a transaction; the register will be deleted
 	Txn       TxnState
 
-	pages []PageRef // of a directory that is spread over pages: by Lo, that of the first is 0
-	setAt Time      // of such a directory: when its time of modification was last set; what pages have is newer or does not count
-	span            // of a page
+	pages    []PageRef // of a directory that is spread over pages: by Lo, that of the first is 0
+	setAt    Time      // of such a directory: when its time of modification was last set; what pages have is newer or does not count
+	span               // of a page: hashes; of a map: bytes of the file, hi exclusive
+	fileMaps           // of a promoted inode
 
 	entries  map[string]Dentry
 	inodes   map[Ino]*Inode
@@ -116,6 +118,9 @@ func (s *State) named() bool { return s.Kind == KindDir || s.Kind == KindPage }
 // attr returns what stat shows of an inode in this container, of a directory without its pages.
 func (s *State) attr(n *Inode) Attr {
 	a := n.attr()
+	if len(s.maps) > 0 { // what is to be seen once: what the inode's own extents hide is still in a map
+		a.Blocks = min(a.Blocks+(s.mapped()+511)/512, (n.Size+511)/512)
+	}
 	if n == &s.Self {
 		a.Nlink = s.Nlink()
 		a.Size = 4096

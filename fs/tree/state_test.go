@@ -440,9 +440,9 @@ func FuzzRecord(f *testing.F) {
 }
 
 const (
-	goldenBatch  = "0201012b02016614a48302"
-	goldenSpread = "f18d3855234f0e34"
-	goldenPage   = "f867d29ceee096d5"
+	goldenBatch  = "0301012b02016614a48302"
+	goldenSpread = "ad3f8be833a18fad"
+	goldenPage   = "7743eb5223ce1e79"
 	goldenHash   = 0x805f23521d73209c
-	goldenState  = "e04158a5aa70df9f"
+	goldenState  = "841f82e4ebc82982"
 )

@@ -46,6 +46,9 @@ type Config struct {
 	AtimeAge      time.Duration // so long access times are kept in memory alone
 	NoteAge       time.Duration // so long it stays noted that a file is open after it was closed
 	SplitEntries  int           // names of a directory, or of one of its pages, beyond which it is split
+	FileExtents   int           // extents of a file beyond which it gets a container of its own
+	MapExtents    int           // extents of such a file beyond which they go to maps
+	MapBytes      uint64        // what of a file one map covers: a multiple of what content gathers in one stripe
 }
 
 // Default returns the limits that a mount has unless it is told otherwise.
@@ -65,6 +68,9 @@ func Default() Config {
 		NoteAge:       5 * time.Second,
 		AtimeAge:      time.Minute,
 		SplitEntries:  8000,
+		FileExtents:   64,
+		MapExtents:    4096,
+		MapBytes:      MapBytes,
 	}
 }
 
@@ -101,6 +107,9 @@ func (c *Config) fill() {
 	def(&c.NoteAge, d.NoteAge)
 	def(&c.AtimeAge, d.AtimeAge)
 	def(&c.SplitEntries, d.SplitEntries)
+	def(&c.FileExtents, d.FileExtents)
+	def(&c.MapExtents, d.MapExtents)
+	def(&c.MapBytes, d.MapBytes)
 	if c.Rand == nil {
 		c.Rand = rand.Reader
 	}
@@ -109,7 +118,7 @@ func (c *Config) fill() {
 	}
 }
 
-func def[T int | int64 | time.Duration](v *T, d T) {
+func def[T int | int64 | uint64 | time.Duration](v *T, d T) {
 	if *v == 0 {
 		*v = d
 	}

@@ -82,6 +82,9 @@ func (t *Tree) freeze(ctx context.Context, c *container) error {
 		if err := t.validate(ctx, c); err != nil {
 			return err
 		}
+		if err := t.compact(ctx, c); err != nil { // transactions leave deltas, and nothing pending that would replace them
+			return err
+		}
 		c.mu.Lock()
 		clean, gone := len(c.ops) == 0, c.gone(false)
 		c.mu.Unlock()

@@ -120,11 +120,12 @@ type Extent struct {
 	At     uint32
 }
 
-// Content is a file's committed (or enqueued) content. The slices must not be changed.
+// Content is a file's committed (or enqueued) content, or a part of it. The slices must not be changed.
 type Content struct {
 	Size    uint64
 	Inline  []byte   // the first bytes of a file that lie in its inode, at most Size; extents win over them
-	Extents []Extent // ascending, disjoint
+	Extents []Extent // ascending, disjoint: all that the file has in Part
+	Part    Range
 	// Flushed: all data records of this mount's journal up to this number are part of it.
 	Flushed Seq
 }
