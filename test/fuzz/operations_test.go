@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -25,6 +26,9 @@ type world struct {
 	pairs  []pair
 	calls  int
 	rounds int
+
+	forgotten int    // rounds whose trees are removed
+	events    string // between the rounds
 
 	kinds    []kind
 	single   bool // each process always in its own subtree
@@ -201,12 +205,13 @@ func (w *world) disturb() (wait func()) {
 }
 
 // event is what happens between two rounds. Everything must be there afterwards.
-func (w *world) event() {
+func (w *world) event(deadline time.Time) {
 	i, what := w.at, w.rng.IntN(5)
 	if w.shared {
 		i = w.rng.IntN(len(w.mounts))
 	}
 	m := w.mounts[i]
+	w.events += fmt.Sprint(what)
 	switch {
 	case what == 0:
 		m.Unmount()
@@ -225,11 +230,32 @@ func (w *world) event() {
 		w.at = 1 - w.at
 	case what == 3 && len(w.peers) > 0:
 		w.changePeers()
+	case what == 4 && w.shared && len(w.peers) > 0:
+		w.without(i, deadline)
 	}
 	if d := w.bases().compare(""); len(d) > 0 {
-		w.t.Fatalf("MUTUALFS_SEED=%d: after round %d and event %d of mount %d (0 remount, 1 kill -9, 2 other mount or all killed, 3 peers):\n  %s",
+		w.t.Fatalf("MUTUALFS_SEED=%d: after round %d and event %d of mount %d (0 remount, 1 kill -9, 2 other mount or all killed, 3 peers, 4 dead for a round):\n  %s",
 			w.seed, w.rounds, what, i, strings.Join(d, "\n  "))
 	}
+}
+
+// without stores everything on a mount, kills it, and goes on without it for a round: the other mount takes its leases when it
+// has been silent for long enough, and both see the same when it is back.
+func (w *world) without(i int, deadline time.Time) {
+	w.t.Helper()
+	m := w.mounts[i]
+	root, err := os.Open(m.Mnt)
+	if err == nil {
+		err = errors.Join(root.Sync(), root.Close())
+	}
+	if err != nil {
+		w.t.Fatalf("MUTUALFS_SEED=%d: sync of mount %d: %v", w.seed, i, err)
+	}
+	m.Kill()
+	w.shared, w.at = false, 1-i
+	w.round(deadline)
+	w.shared = true
+	m.Start()
 }
 
 func (w *world) anyDead() bool {
@@ -269,13 +295,12 @@ func (w *world) changePeers() {
 // keepRounds is how many rounds' trees stay, so that later events find something.
 const keepRounds = 3
 
-// forget removes a tree on both sides.
-func (w *world) forget(round int) {
-	if round <= 0 {
-		return
-	}
-	if err := w.bases().remove(fmt.Sprintf("r%d", round)); err != nil {
-		w.t.Fatalf("MUTUALFS_SEED=%d: %v", w.seed, err)
+// forget removes the trees of older rounds on both sides.
+func (w *world) forget() {
+	for ; w.forgotten < w.rounds-keepRounds; w.forgotten++ {
+		if err := w.bases().remove(fmt.Sprintf("r%d", w.forgotten+1)); err != nil {
+			w.t.Fatalf("MUTUALFS_SEED=%d: %v", w.seed, err)
+		}
 	}
 }
 
@@ -283,8 +308,8 @@ func (w *world) run(d time.Duration) {
 	deadline := time.Now().Add(d)
 	for time.Now().Before(deadline) {
 		w.round(deadline)
-		w.forget(w.rounds - keepRounds)
-		w.event()
+		w.forget()
+		w.event(deadline)
 	}
 	var longest *proc
 	for _, p := range w.pairs {
@@ -292,7 +317,7 @@ func (w *world) run(d time.Duration) {
 			longest = p.real
 		}
 	}
-	w.t.Logf("%d calls in %d rounds; the longest took %v: %v", w.calls, w.rounds, longest.longest.Round(time.Millisecond), longest.slowest)
+	w.t.Logf("%d calls in %d rounds, events %s; the longest took %v: %v", w.calls, w.rounds, w.events, longest.longest.Round(time.Millisecond), longest.slowest)
 }
 
 func TestOperations(t *testing.T) {
