@@ -33,6 +33,7 @@ var (
 // memStripes keeps stripes in memory, for all mounts.
 type memStripes struct {
 	mu      sync.Mutex
+	next    uint64
 	stripes map[blocks.StripeID][]byte
 }
 
@@ -40,12 +41,19 @@ func (m *memStripes) Write(_ context.Context, _ blocks.Owner, p []byte) (blocks.
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var id blocks.StripeID
-	binary.BigEndian.PutUint64(id.ID[:], uint64(len(m.stripes)+1))
+	m.next++
+	binary.BigEndian.PutUint64(id.ID[:], m.next)
 	m.stripes[id] = bytes.Clone(p)
 	return blocks.Receipt{Ref: blocks.StripeRef{ID: id, Len: uint32(len(p)), K: 1, M: 2}}, nil
 }
 
 func (m *memStripes) Sync(context.Context, []blocks.Receipt) ([]int, error) { return nil, nil }
+
+func (m *memStripes) Discard(r blocks.Receipt) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.stripes, r.Ref.ID)
+}
 
 func (m *memStripes) Read(_ context.Context, ref blocks.StripeRef, off uint32, p []byte) error {
 	m.mu.Lock()

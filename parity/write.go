@@ -92,6 +92,9 @@ func (s *Store) homes(ctx context.Context, id blocks.StripeID, n int) ([]blocks.
 	return holders, nil
 }
 
+// Discard removes in the background, as far as it can, what a Write has put: nobody has come to name the stripe.
+func (s *Store) Discard(r blocks.Receipt) { s.discard(r.Ref.ID, r.Placed) }
+
 // discard removes in the background what a failed write left behind, one call
 // for each peer. What stays is swept by its owner.
 func (s *Store) discard(id blocks.StripeID, placed []blocks.Placed) {

@@ -18,14 +18,14 @@ import (
 type auditRing struct{ p *peer }
 
 // Registers is audit.Ring.
-func (r auditRing) Registers(ctx context.Context, each func(blocks.RegisterID)) error {
-	return r.p.registers.List(ctx, func(id blocks.RegisterID, _ time.Duration) { each(id) })
+func (r auditRing) Registers(ctx context.Context, each func(blocks.RegisterID, time.Duration)) error {
+	return r.p.registers.List(ctx, each)
 }
 
 // Stripes is audit.Ring.
 func (r auditRing) Stripes(ctx context.Context, each func(audit.Stripe)) error {
 	return r.p.shards.List(ctx, func(h *store.Held) {
-		each(audit.Stripe{Ref: h.Ref, Owner: h.Owner, Shards: h.Shards, Dead: h.Dead})
+		each(audit.Stripe{Ref: h.Ref, Owner: h.Owner, Shards: h.Shards, Dead: h.Dead, Age: h.Age})
 	})
 }
 
@@ -47,22 +47,59 @@ func (p *peer) auditor() (*audit.Auditor, error) {
 		Other: func(id blocks.RegisterID) bool { return other[id] }}), nil
 }
 
-// check audits the volume and emits how far it is, and last what it found.
+// check audits the volume and emits how far it is, and last what it found; with repair it mends that, and audits once more.
 func (p *peer) check(r *http.Request, emit func(checkLine)) error {
 	a, err := p.auditor()
 	if err != nil {
 		return err
 	}
+	v := p.volume.Load()
+	repair := r.URL.Query().Get("repair") != ""
+	if repair && v == nil {
+		return fmt.Errorf("%w: repairs are made through a mount: ask a peer that has the ring mounted, with --data", blocks.ErrInvalid)
+	}
 	emit(checkLine{Phase: "begin"})
-	report, err := a.Run(r.Context(), func(phase string, done, total int) {
-		emit(checkLine{Phase: phase, Done: uint64(done), Total: uint64(total)})
-	})
+	run := func() (*audit.Report, error) {
+		return a.Run(r.Context(), func(phase string, done, total int) {
+			emit(checkLine{Phase: phase, Done: uint64(done), Total: uint64(total)})
+		})
+	}
+	report, err := run()
+	var done []audit.Outcome
+	if err == nil && repair {
+		if done, err = audit.Repair(r.Context(), report, p.mender(v)); err == nil && len(done) > 0 {
+			report, err = run()
+		}
+	}
 	if err != nil {
 		emit(checkLine{Error: err.Error()})
 		return nil
 	}
-	emit(checkLine{Report: newAuditReport(report)})
+	emit(checkLine{Report: newAuditReport(report, done)})
 	return nil
+}
+
+// mender mends through a mount.
+type mender struct {
+	*tree.Tree
+	p *peer
+}
+
+func (p *peer) mender(v *volume) mender { return mender{v.tree, p} }
+
+// DeleteStripe is audit.Mender.
+func (m mender) DeleteStripe(ctx context.Context, id blocks.StripeID) error {
+	m.p.log.Info().Stringer("stripe", id).Msg("deleting a stripe that nothing names")
+	return m.p.stripes.Delete(ctx, id)
+}
+
+// RepairStripe is audit.Mender.
+func (m mender) RepairStripe(ctx context.Context, id blocks.StripeID) error {
+	r, err := m.p.shards.Mend(ctx, id)
+	if err == nil && !r.Protected {
+		err = fmt.Errorf("%w: %d of %d shards are good", blocks.ErrUnavailable, r.Good, r.Total)
+	}
+	return err
 }
 
 // checkLine is a line of the check's stream; the last has the report or an error.
@@ -76,10 +113,12 @@ type checkLine struct {
 
 // auditReport is what check prints.
 type auditReport struct {
-	Registers  int             `json:"registers"`
-	Names      int             `json:"names"`
-	Inodes     int             `json:"inodes"`
-	Stripes    int             `json:"stripes"`
+	Registers int `json:"registers"`
+	Names     int `json:"names"`
+	Inodes    int `json:"inodes"`
+	Stripes   int `json:"stripes"`
+	// Repaired are findings of a first look that were mended; those that are still there are among Findings.
+	Repaired   []findingReport `json:"repaired,omitempty"`
 	Findings   []findingReport `json:"findings"`
 	Doubtful   []findingReport `json:"doubtful"`
 	Unsettled  []peerDoubt     `json:"unsettled"`
@@ -96,6 +135,7 @@ type findingReport struct {
 	Ino      uint64             `json:"ino,omitempty"`
 	Stripe   *blocks.StripeID   `json:"stripe,omitempty"`
 	Detail   string             `json:"detail"`
+	Error    string             `json:"error,omitempty"` // why it could not be repaired
 }
 
 type peerDoubt struct {
@@ -103,9 +143,20 @@ type peerDoubt struct {
 	Reason string        `json:"reason"`
 }
 
-func newAuditReport(r *audit.Report) *auditReport {
+func newAuditReport(r *audit.Report, repaired []audit.Outcome) *auditReport {
 	out := &auditReport{Registers: r.Registers, Names: r.Names, Inodes: r.Inodes, Stripes: r.Stripes, Incomplete: r.Incomplete,
 		Busy: !r.Proven && len(r.Findings)+len(r.Doubtful) > 0, Findings: findingReports(r.Findings), Doubtful: findingReports(r.Doubtful), Unsettled: []peerDoubt{}}
+	failed := map[audit.Key]error{}
+	for _, o := range repaired {
+		if failed[o.Key] = o.Err; o.Err == nil {
+			out.Repaired = append(out.Repaired, findingReports([]audit.Finding{o.Finding})...)
+		}
+	}
+	for i, f := range r.Findings {
+		if err := failed[f.Key]; err != nil {
+			out.Findings[i].Error = err.Error()
+		}
+	}
 	for _, p := range r.Unsettled {
 		out.Unsettled = append(out.Unsettled, peerDoubt{p.ID, p.Err.Error()})
 	}

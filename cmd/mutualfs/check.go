@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,14 +14,19 @@ func newCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "check", Short: "Compare all names with all stripes, and say what does not fit", Args: cobra.NoArgs,
 		Long: "Read all names, attributes and free lists of the volume and the lists of stripes of all peers, and say what does not fit: stripes that no file\n" +
-			"needs or that are missing, wrong link counts, names of nothing, what has lost its name. Every mount stores what it has first.\nExit code 1 if something was found.",
+			"needs or that are missing, wrong link counts, names of nothing, what has lost its name. Every mount stores what it has first.\nExit code 1 if something was found; with --repair, if something is left. Repairs are made through the mount of the peer that is asked.",
 	}
 	data := dataFlag(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print JSON")
+	repair := cmd.Flags().Bool("repair", false, "mend what is found: what has lost its name goes to lost+found, what nobody needs is deleted")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		b := newBar("check")
 		var last checkLine
-		err := each(cmd.Context(), newControlClient(*data), "POST", "/check", func(l checkLine) {
+		query := url.Values{}
+		if *repair {
+			query.Set("repair", "1")
+		}
+		err := each(cmd.Context(), newControlClient(*data), "POST", "/check", query, func(l checkLine) {
 			last = l
 			b.set(l.Done, l.Total)
 		})
@@ -48,6 +54,9 @@ func newCheckCommand() *cobra.Command {
 }
 
 func printAudit(out io.Writer, r *auditReport) error {
+	for _, f := range r.Repaired {
+		fmt.Fprintln(out, "repaired", f)
+	}
 	fmt.Fprintf(out, "%d registers, %d names, %d inodes, %d stripes: ", r.Registers, r.Names, r.Inodes, r.Stripes)
 	if len(r.Findings) == 0 {
 		fmt.Fprintln(out, "nothing is wrong")
@@ -87,5 +96,9 @@ func (f findingReport) String() string {
 	if f.Register != nil && f.Path == "" {
 		at = append(at, "container "+f.Register.Short())
 	}
-	return fmt.Sprintf("%s: %s: %s", f.Kind, strings.Join(at, ", "), f.Detail)
+	line := fmt.Sprintf("%s: %s: %s", f.Kind, strings.Join(at, ", "), f.Detail)
+	if f.Error != "" {
+		line += "; not repaired: " + oneLine(f.Error)
+	}
+	return line
 }

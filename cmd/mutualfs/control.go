@@ -144,8 +144,8 @@ func (c *controlClient) get(ctx context.Context, method, path string, query url.
 }
 
 // each decodes the JSON lines of a stream and calls f for each.
-func each[T any](ctx context.Context, c *controlClient, method, path string, f func(T)) error {
-	body, err := c.open(ctx, method, path, nil)
+func each[T any](ctx context.Context, c *controlClient, method, path string, query url.Values, f func(T)) error {
+	body, err := c.open(ctx, method, path, query)
 	if err != nil {
 		return err
 	}

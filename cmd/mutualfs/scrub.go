@@ -15,7 +15,7 @@ func newScrubCommand() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		b := newBar("scrub")
 		var last scrubReport
-		err := each(cmd.Context(), newControlClient(*data), "POST", "/scrub", func(r scrubReport) {
+		err := each(cmd.Context(), newControlClient(*data), "POST", "/scrub", nil, func(r scrubReport) {
 			last = r
 			b.set(r.Done, r.Total)
 		})

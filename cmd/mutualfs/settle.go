@@ -51,8 +51,6 @@ func (p *peer) serveSettle(ctx context.Context, _ blocks.PeerID, req overlay.Cal
 
 // settleAll asks all peers that the ring has ever had, but those that have left it.
 func (p *peer) settleAll(ctx context.Context) ([]audit.Peer, error) {
-	ctx, cancel := context.WithTimeout(ctx, settleLimit)
-	defer cancel()
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	var all []audit.Peer
@@ -78,6 +76,8 @@ func (p *peer) settleAll(ctx context.Context) ([]audit.Peer, error) {
 }
 
 func (p *peer) settlePeer(ctx context.Context, id blocks.PeerID) (mounted bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
 	resp, err := p.ring.Call(ctx, id, overlay.Metadata, overlay.Call{Kind: kindSettle})
 	if err != nil {
 		return false, err

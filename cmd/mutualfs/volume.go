@@ -87,6 +87,7 @@ func (p *peer) serveMount(ctx context.Context, mountpoint string, mo mountOption
 	l.start("content", v.files.Run)
 	l.start("tree", v.tree.Run)
 	l.start("locks", v.locks.Run)
+	l.start("sweep", func(ctx context.Context) error { return p.sweepLoop(ctx, v) })
 	err = p.mountAndServe(l.ctx, v, backend, mo.fuse)
 	if cause := context.Cause(l.ctx); cause != nil && ctx.Err() == nil {
 		err = cause

@@ -58,7 +58,7 @@ func waitProtected(ctx context.Context, c *controlClient) (last statusReport, er
 	bar := newBar("protected")
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
-	err = each(watching, c, "POST", "/wait", func(s statusReport) {
+	err = each(watching, c, "POST", "/wait", nil, func(s statusReport) {
 		last = s
 		bar.set(s.Stripes.Protected+s.Registers.Protected, s.Stripes.total()+s.Registers.total())
 		if s.settled() {

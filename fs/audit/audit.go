@@ -15,7 +15,7 @@ import (
 type Ring interface {
 	// Registers calls each for every register that some storage peer has and does not know to be deleted. The error is of class
 	// ErrUnavailable if a storage peer that counts did not answer.
-	Registers(ctx context.Context, each func(blocks.RegisterID)) error
+	Registers(ctx context.Context, each func(id blocks.RegisterID, age time.Duration)) error
 	// Stripes is the same for the stripes of which some storage peer has a good shard.
 	Stripes(ctx context.Context, each func(Stripe)) error
 	// Settle has every peer of the ring finish what was under way when it was asked: see Peer. It returns all peers that the ring

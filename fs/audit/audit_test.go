@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -28,12 +29,15 @@ type world struct {
 	t      *testing.T
 	ring   *treetest.Ring
 	mounts []*tree.Tree
+	views  []*treetest.Mount
 
 	mu      sync.Mutex
 	stripes map[blocks.StripeID]audit.Stripe
-	away    error  // of a peer that cannot be asked
-	list    error  // of the listings
-	between func() // called by every Settle
+	age     time.Duration // of all registers
+	away    error         // of a peer that cannot be asked
+	list    error         // of the listings
+	between func()        // called by every Settle
+	flying  sync.RWMutex  // held while a stripe is written and committed
 }
 
 func newWorld(t *testing.T) *world {
@@ -48,7 +52,9 @@ func newWorld(t *testing.T) *world {
 func (w *world) mount(i int) *tree.Tree {
 	w.t.Helper()
 	cfg := tree.Default()
-	cfg.Registers, cfg.Root, cfg.Mount, cfg.VolumeKey, cfg.JournalDir = w.ring.Mount(peer(i)), root, peer(i), key, w.t.TempDir()
+	view := w.ring.Mount(peer(i))
+	w.views = append(w.views, view)
+	cfg.Registers, cfg.Root, cfg.Mount, cfg.VolumeKey, cfg.JournalDir = view, root, peer(i), key, w.t.TempDir()
 	cfg.FlushAge, cfg.LeasePause, cfg.SegmentBytes, cfg.JournalBytes = 5*time.Millisecond, 20*time.Millisecond, 1<<20, 1<<30
 	cfg.SplitEntries = 50
 	cfg.FileExtents, cfg.MapExtents, cfg.MapBytes = 2, 4, 1000
@@ -76,9 +82,9 @@ func (w *world) mount(i int) *tree.Tree {
 }
 
 // Registers is audit.Ring.
-func (w *world) Registers(_ context.Context, each func(blocks.RegisterID)) error {
+func (w *world) Registers(_ context.Context, each func(blocks.RegisterID, time.Duration)) error {
 	for _, id := range w.ring.IDs() {
-		each(id)
+		each(id, w.age)
 	}
 	return w.list
 }
@@ -95,6 +101,8 @@ func (w *world) Stripes(_ context.Context, each func(audit.Stripe)) error {
 
 // Settle is audit.Ring.
 func (w *world) Settle(ctx context.Context) ([]audit.Peer, error) {
+	w.flying.Lock()
+	defer w.flying.Unlock()
 	peers := []audit.Peer{{ID: peer(100), Err: w.away}}
 	for i, m := range w.mounts {
 		peers = append(peers, audit.Peer{ID: peer(i + 1), Mounted: true, Err: m.Settle(ctx)})
@@ -217,14 +225,24 @@ func TestCleanTree(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// The register of a mount's locks has no value and no name, and is nothing to report.
-func TestSessionsAreNoContainers(t *testing.T) {
+// The register of a mount's locks has no value and no name, and is nothing to report as long as the mount is there.
+func TestSessions(t *testing.T) {
 	w := newWorld(t)
 	w.mount(1)
-	id := blocks.RegisterID{ID: blocks.HashID([]byte("session"))}
-	_, err := w.ring.Mount(peer(50)).Propose(t.Context(), id, blocks.Change{Origin: peer(50), Seq: 1, Snapshot: []byte{}, Lease: blocks.LeaseAcquire})
-	must(t, err)
-	w.clean()
+	for i, want := range map[int]bool{1: true, 50: false} {
+		id := blocks.RegisterID{ID: blocks.HashID([]byte("session"), []byte{byte(i)})}
+		view := w.views[0]
+		if i != 1 {
+			view = w.ring.Mount(peer(i))
+		}
+		must(t, second(view.Propose(t.Context(), id, blocks.Change{Origin: peer(i), Snapshot: []byte{}, Lease: blocks.LeaseAcquire})))
+		found := slices.ContainsFunc(w.audit().Findings, func(f audit.Finding) bool {
+			return f.Key == audit.Key{Kind: audit.OrphanRegister, Register: id}
+		})
+		if found == want {
+			t.Errorf("session of mount %d: found %v", i, found)
+		}
+	}
 }
 
 // What nobody names is found; it is doubtful while a peer cannot be asked whether it needs it.
@@ -295,4 +313,80 @@ func TestMovesAreNoProof(t *testing.T) {
 	if r := w.audit(); r.Proven {
 		t.Fatal("proven while directories are made")
 	}
+}
+
+// Transactions that lose against others leave nothing behind.
+func TestContention(t *testing.T) {
+	w := newWorld(t)
+	ms := []*tree.Tree{w.mount(1), w.mount(2)}
+	a, b := w.dir(ms[0], tree.RootIno, "a"), w.dir(ms[0], tree.RootIno, "b")
+	w.dir(ms[0], a, "d")
+	w.file(ms[0], a, "f")
+	for _, name := range []string{"a", "b"} {
+		must(t, second(ms[1].Lookup(t.Context(), tree.RootIno, name)))
+	}
+	for range 20 {
+		var wg sync.WaitGroup
+		for i, m := range ms {
+			wg.Go(func() {
+				for _, name := range []string{"d", "f"} { // one of the two is there
+					_ = m.Rename(t.Context(), a, name, b, name, 0)
+					_ = m.Rename(t.Context(), b, name, a, name, 0)
+				}
+				if i == 0 {
+					_ = m.Rename(t.Context(), a, "d", b, "d", tree.RenameNoReplace)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	w.clean()
+}
+
+// An intent that arrives after its transaction was given up and deleted is in nobody's way, and means nothing.
+func TestLateIntent(t *testing.T) {
+	w := newWorld(t)
+	m := w.mount(1)
+	a, b := w.dir(m, tree.RootIno, "a"), w.dir(m, tree.RootIno, "b")
+	w.file(m, a, "f")
+	must(t, m.Sync(t.Context()))
+	type proposal struct {
+		id blocks.RegisterID
+		c  blocks.Change
+	}
+	var held []proposal
+	var mu sync.Mutex
+	n := 0
+	w.views[0].SetFault(func(write bool, id blocks.RegisterID, c *blocks.Change) treetest.Fault {
+		mu.Lock()
+		defer mu.Unlock()
+		if !write || c.Base == 0 || c.Seq == 0 {
+			return treetest.Fault{}
+		}
+		if n++; n == 2 { // the second participant's intent
+			held = append(held, proposal{id, *c})
+			return treetest.Fault{Err: fmt.Errorf("%w: lost for now", blocks.ErrInvalid)}
+		}
+		return treetest.Fault{}
+	})
+	if err := m.Rename(t.Context(), a, "f", b, "f", 0); err == nil {
+		t.Fatal("renamed without an intent")
+	}
+	w.views[0].SetFault(nil)
+	must(t, m.Settle(t.Context()))
+	w.clean()
+	if len(held) != 1 {
+		t.Fatalf("%d proposals held up", len(held))
+	}
+	must(t, second(w.views[0].Propose(t.Context(), held[0].id, held[0].c)))
+	w.clean()
+	other := w.mount(2)
+	for dir, want := range map[string]error{"a": nil, "b": syscall.ENOENT} {
+		d, err := other.Lookup(t.Context(), tree.RootIno, dir)
+		must(t, err)
+		if _, err := other.Lookup(t.Context(), d.Ino, "f"); !errors.Is(err, want) {
+			t.Errorf("%s/f: %v, want %v", dir, err, want)
+		}
+	}
+	w.clean()
 }

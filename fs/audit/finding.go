@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"time"
+
 	"github.com/mutualfs/mutualfs/blocks"
 	"github.com/mutualfs/mutualfs/fs/tree"
 )
@@ -29,9 +31,10 @@ const (
 // Finding is one thing that is wrong. Of two looks equal Keys are the same finding.
 type Finding struct {
 	Key
-	Path   string // from the root, as far as there is one
-	Detail string // for people
-	Links  uint32 // wrong-nlink: the names that there are
+	Path   string        // from the root, as far as there is one
+	Detail string        // for people
+	Links  uint32        // wrong-nlink: the names that there are
+	Age    time.Duration // of what nothing names: how long, at least, some peer has had it
 }
 
 // Key is what a finding is about; what does not matter for its kind is zero.

@@ -12,12 +12,11 @@ import (
 
 // Judge says what is wrong with what a look has seen, in a stable order. It is a pure function.
 func Judge(l *Look) []Finding {
-	j := &judge{look: l, heads: map[blocks.RegisterID]blocks.RegisterID{}, named: map[blocks.RegisterID][]name{},
-		needed: map[blocks.RegisterID]bool{}, reached: map[blocks.RegisterID]bool{}, paths: map[blocks.RegisterID]string{}}
-	j.index()
-	j.account()
-	j.reach()
+	j := newJudge(l)
 	j.registers()
+	for id := range j.reached {
+		j.missingPage(l.Registers[id])
+	}
 	for id := range j.reached {
 		switch f := l.Registers[id]; f.Kind {
 		case tree.KindDir, tree.KindPage:
@@ -50,7 +49,18 @@ type judge struct {
 	needed  map[blocks.RegisterID]bool              // registers that something other than a name, or the tree itself, needs
 	reached map[blocks.RegisterID]bool              // from the root
 	paths   map[blocks.RegisterID]string            // of directories that are reached
+	inodes  map[tree.Ino]bool                       // see inTree
 	out     []Finding
+}
+
+// newJudge walks through what a look has seen.
+func newJudge(l *Look) *judge {
+	j := &judge{look: l, heads: map[blocks.RegisterID]blocks.RegisterID{}, named: map[blocks.RegisterID][]name{},
+		needed: map[blocks.RegisterID]bool{}, reached: map[blocks.RegisterID]bool{}, paths: map[blocks.RegisterID]string{}}
+	j.index()
+	j.account()
+	j.reach()
+	return j
 }
 
 func (j *judge) find(k Key, path, format string, args ...any) {
@@ -111,7 +121,6 @@ func (j *judge) reach() {
 			continue
 		}
 		j.reached[id] = true
-		j.reachPages(f)
 		j.reachMaps(f)
 		for _, at := range append([]blocks.RegisterID{id}, j.pagesOf(f)...) {
 			c := j.look.Registers[at]
@@ -140,8 +149,8 @@ func (j *judge) pagesOf(f *tree.Facts) (ids []blocks.RegisterID) {
 	return ids
 }
 
-// reachPages finds pages that a directory counts on and that are not there.
-func (j *judge) reachPages(f *tree.Facts) {
+// missingPage finds a page that a directory counts on and that is not there.
+func (j *judge) missingPage(f *tree.Facts) {
 	if f.Kind != tree.KindDir || len(f.Pages) == 0 {
 		return
 	}
@@ -149,7 +158,7 @@ func (j *judge) reachPages(f *tree.Facts) {
 	for _, id := range j.pagesOf(f) {
 		next = j.look.Registers[id].Next
 	}
-	if !next.IsZero() && (j.look.Ended[next] || j.look.Registers[next] != nil) {
+	if !next.IsZero() && (j.look.Ended[next] || j.look.Nowhere[next] || j.look.Registers[next] != nil) {
 		j.find(Key{Kind: Dangling, Register: f.ID}, j.paths[f.ID], "its page %s is not there", next.Short())
 	}
 }
@@ -184,20 +193,23 @@ func (j *judge) path(in blocks.RegisterID, name string) string {
 // registers judges those that cannot be read, and those that the walk from the root did not come to.
 func (j *judge) registers() {
 	for id, err := range j.look.Unread {
-		switch {
-		case isCorrupt(err):
+		if isCorrupt(err) {
 			j.find(Key{Kind: Unreadable, Register: id}, j.paths[id], "%v", err)
-		case j.look.Listed && j.look.Counted:
-			j.find(Key{Kind: MissingRegister, Register: id}, j.paths[id], "%v", err)
+		}
+	}
+	for id := range j.look.Nowhere {
+		if path, reached := j.paths[id]; reached {
+			j.find(Key{Kind: MissingRegister, Register: id}, path, "no peer has container %s", id.Short())
 		}
 	}
 	for id, f := range j.look.Registers {
-		if f.Kind == tree.KindSession {
-			continue // of a mount, which ends it
+		if f.Kind == tree.KindSession && j.look.Keepers[f.Holder] {
+			continue // whoever has its lease ends it
 		}
 		_, placed := j.heads[id]
 		if placed = placed && f.Kind == tree.KindPage; !placed && !j.reached[id] && !j.needed[id] && len(j.named[id]) == 0 {
 			j.find(Key{Kind: OrphanRegister, Register: id, Ino: f.Ino}, "", "nothing names this %s", describe(f))
+			j.out[len(j.out)-1].Age = j.look.Ages[id]
 		}
 	}
 	j.cycles()
@@ -221,6 +233,8 @@ func describe(f *tree.Facts) string {
 		return fmt.Sprintf("page of %d names", names)
 	case tree.KindTxn:
 		return "transaction"
+	case tree.KindSession:
+		return "session of a mount"
 	}
 	return fmt.Sprintf("register of kind %d", f.Kind)
 }

@@ -42,9 +42,9 @@ func in(ino tree.Ino, nlink uint32, stripes ...string) tree.InodeFacts {
 // sound is a volume without a fault: two directories, one in the other, one spread over two pages, a file with two names, a promoted
 // inode with an extent map, an orphan that is open, free lists, a transaction that is pending.
 func sound() *Look {
-	l := &Look{Root: reg("root"), Registers: map[blocks.RegisterID]*tree.Facts{}, Ended: map[blocks.RegisterID]bool{}, Unread: map[blocks.RegisterID]error{},
+	l := &Look{Root: reg("root"), Registers: map[blocks.RegisterID]*tree.Facts{}, Ended: map[blocks.RegisterID]bool{}, Unread: map[blocks.RegisterID]error{}, Nowhere: map[blocks.RegisterID]bool{},
 		Listed: true, Counted: true, Before: map[blocks.StripeID]Stripe{}, After: map[blocks.StripeID]Stripe{},
-		Keepers: map[blocks.PeerID]bool{mnt("m"): true}}
+		Keepers: map[blocks.PeerID]bool{mnt("m"): true, mnt("n"): true}}
 	add := func(name string, f tree.Facts) {
 		f.ID = reg(name)
 		l.Registers[f.ID] = &f
@@ -67,6 +67,7 @@ func sound() *Look {
 	add("b", tree.Facts{Kind: tree.KindDir, Ino: 3, Parent: reg("a"), ParentIno: 2, Pages: []blocks.RegisterID{reg("b1")}})
 	add("b1", tree.Facts{Kind: tree.KindPage, Ino: 3, Parent: reg("b"), ParentIno: 3, Next: reg("b2"), Names: names(nm("x", file, 12, "")), Inodes: []tree.InodeFacts{in(12, 1, "s4")}})
 	add("b2", tree.Facts{Kind: tree.KindPage, Ino: 3, Parent: reg("b"), ParentIno: 3, Names: names(nm("c", dir, 4, "c"))})
+	add("locks", tree.Facts{Kind: tree.KindSession, Holder: mnt("n")})
 	add("c", tree.Facts{Kind: tree.KindDir, Ino: 4, Parent: reg("b"), ParentIno: 3})
 	l.Registers[tree.RenameLock(l.Root)] = &tree.Facts{ID: tree.RenameLock(l.Root), Kind: tree.KindLock}
 	for i := 1; i <= 7; i++ {
@@ -185,7 +186,7 @@ func TestJudge(t *testing.T) {
 		}, []Key{{Kind: Shared, Register: min2(reg("m"), reg("p")), Ino: 11, Stripe: stripe("s3").ID}}, "/p"},
 		"directory that no peer has": {func(l *Look, at func(string) *tree.Facts) {
 			delete(l.Registers, reg("c"))
-			l.Unread[reg("c")] = fmt.Errorf("%w: unknown", blocks.ErrUnavailable)
+			l.Nowhere[reg("c")] = true
 		}, []Key{{Kind: MissingRegister, Register: reg("c")}}, "/a/b/c"},
 		"directory that cannot be read as peers are away": {spoil: func(l *Look, at func(string) *tree.Facts) {
 			delete(l.Registers, reg("c"))
@@ -203,8 +204,8 @@ func TestJudge(t *testing.T) {
 			drop(at("b1"), "x")
 		}, []Key{{Kind: OrphanInode, Register: reg("b1"), Ino: 12}}, ""},
 		"orphan whose mount is gone": {func(l *Look, at func(string) *tree.Facts) {
-			l.Keepers = nil
-		}, []Key{{Kind: OrphanInode, Register: reg("root"), Ino: 15}}, ""},
+			delete(l.Keepers, mnt("m"))
+		}, []Key{{Kind: OrphanInode, Register: reg("root"), Ino: 15}, {Kind: OrphanRegister, Register: reg("session")}}, ""},
 		"directory without a name": {func(l *Look, at func(string) *tree.Facts) {
 			drop(at("root"), "a")
 			at("p").Refs = map[blocks.RegisterID]uint32{reg("root"): 1, reg("a"): 2}
@@ -222,6 +223,9 @@ func TestJudge(t *testing.T) {
 		"transaction that nothing waits for": {func(l *Look, at func(string) *tree.Facts) {
 			l.Registers[reg("t2")] = &tree.Facts{ID: reg("t2"), Kind: tree.KindTxn}
 		}, []Key{{Kind: OrphanRegister, Register: reg("t2")}}, ""},
+		"session of a mount that is over": {func(l *Look, at func(string) *tree.Facts) {
+			l.Registers[reg("s2")] = &tree.Facts{ID: reg("s2"), Kind: tree.KindSession, Holder: mnt("over")}
+		}, []Key{{Kind: OrphanRegister, Register: reg("s2")}}, ""},
 		"cycle": {func(l *Look, at func(string) *tree.Facts) {
 			drop(at("root"), "a")
 			at("c").Names = names(nm("a", dir, 2, "a"))

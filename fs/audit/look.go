@@ -17,8 +17,9 @@ import (
 type Stripe struct {
 	Ref    blocks.StripeRef
 	Owner  blocks.Owner
-	Shards int  // different good ones
-	Dead   bool // some peer knows that it was deleted
+	Shards int           // different good ones
+	Dead   bool          // some peer knows that it was deleted
+	Age    time.Duration // how long, at least, some peer has had a shard
 }
 
 // Look is what was seen of a volume: every register that some peer has or that another register names, and the stripes
@@ -27,8 +28,10 @@ type Stripe struct {
 type Look struct {
 	Root      blocks.RegisterID
 	Registers map[blocks.RegisterID]*tree.Facts
-	Ended     map[blocks.RegisterID]bool  // named or listed, and deleted
-	Unread    map[blocks.RegisterID]error // what is in these is not known
+	Ended     map[blocks.RegisterID]bool          // named or listed, and deleted
+	Unread    map[blocks.RegisterID]error         // what is in these is not known
+	Nowhere   map[blocks.RegisterID]bool          // named, and no peer has it though all have said what they have
+	Ages      map[blocks.RegisterID]time.Duration // of those that are listed: how long, at least, some peer has had them
 	// Listed says that every storage peer that counts has said what registers it has: Registers has all.
 	Listed bool
 	// Before and After are the stripes on the disks. Counted says that every storage peer that counts has said what it had after.
@@ -48,21 +51,24 @@ const (
 // look reads all registers: those that are listed, and those that they name. What a look before has seen is read again only
 // if it has changed; steady says that since then no inode has come or gone but by being made or removed, in no register.
 func (a *Auditor) look(ctx context.Context, old *Look, progress func(done, total int)) (l *Look, steady bool, err error) {
-	l = &Look{Root: a.cfg.Root, Registers: map[blocks.RegisterID]*tree.Facts{}, Ended: map[blocks.RegisterID]bool{}, Unread: map[blocks.RegisterID]error{}}
+	l = &Look{Root: a.cfg.Root, Registers: map[blocks.RegisterID]*tree.Facts{}, Ended: map[blocks.RegisterID]bool{}, Nowhere: map[blocks.RegisterID]bool{}, Unread: map[blocks.RegisterID]error{}, Ages: map[blocks.RegisterID]time.Duration{}}
 	r := &reading{a: a, old: old, look: l, steady: old != nil, seen: map[blocks.RegisterID]bool{}}
 	r.add(a.cfg.Root)
-	err = a.cfg.Ring.Registers(ctx, func(id blocks.RegisterID) { r.add(id) })
+	err = a.cfg.Ring.Registers(ctx, func(id blocks.RegisterID, age time.Duration) {
+		l.Ages[id] = age
+		r.add(id)
+	})
 	if l.Listed = err == nil; err != nil && !errors.Is(err, blocks.ErrUnavailable) {
 		return nil, false, err
 	}
 	for len(r.todo) > 0 {
-		todo := r.todo
+		todo, known := r.todo, len(r.seen)
 		r.todo = nil
 		g, gctx := errgroup.WithContext(ctx)
 		g.SetLimit(readParallel)
 		for i, id := range todo {
 			if progress != nil && i%progressEvery == 0 {
-				progress(len(r.seen)-len(todo)+i, len(r.seen))
+				progress(known-len(todo)+i, known)
 			}
 			g.Go(func() error { return r.one(gctx, id) })
 		}
@@ -110,6 +116,8 @@ func (r *reading) one(ctx context.Context, id blocks.RegisterID) error {
 	switch {
 	case errors.Is(err, blocks.ErrNotFound):
 		r.look.Ended[id] = true
+	case errors.Is(err, blocks.ErrUnavailable) && r.look.Listed && !r.listed(id):
+		r.look.Nowhere[id] = true
 	case err != nil:
 		r.look.Unread[id] = err
 		r.steady = false
@@ -122,6 +130,12 @@ func (r *reading) one(ctx context.Context, id blocks.RegisterID) error {
 		r.add(references(f)...)
 	}
 	return nil
+}
+
+// listed reports whether some peer has the register.
+func (r *reading) listed(id blocks.RegisterID) bool {
+	_, have := r.look.Ages[id]
+	return have
 }
 
 func (a *Auditor) read(ctx context.Context, id blocks.RegisterID, was *tree.Facts) (*tree.Facts, bool, error) {

@@ -47,6 +47,7 @@ func (j *judge) stripes() {
 		}
 		j.find(Key{Kind: Unreferenced, Stripe: id}, "", "%d shards of a stripe of %d bytes that was written for inode %d of container %s",
 			s.Shards, s.Ref.Len, s.Owner.Ino, s.Owner.Register.Short())
+		j.out[len(j.out)-1].Age = s.Age
 	}
 }
 

@@ -31,6 +31,7 @@ func (fs *Files) commitReady(ctx context.Context, f *file) error {
 	}
 	f.mu.Lock()
 	w, jobs, redo := fs.build(f, c)
+	first := name(w, jobs)
 	f.mu.Unlock()
 	fs.pipe.put(redo...)
 	if w == nil {
@@ -40,6 +41,9 @@ func (fs *Files) commitReady(ctx context.Context, f *file) error {
 	err = fs.cfg.Inodes.Writeback(ctx, *w)
 	if gone(err) {
 		fs.dropGone(f, err)
+		for _, j := range first {
+			j.named = false // nobody's
+		}
 		err = nil
 	}
 	if err != nil {
@@ -53,6 +57,25 @@ func (fs *Files) commitReady(ctx context.Context, f *file) error {
 	}
 	fs.finish(f, jobs, w)
 	return nil
+}
+
+// name marks the jobs whose stripes a Writeback names, and returns those that none has named before. The caller holds the
+// file's mu.
+func name(w *tree.Writeback, jobs []*job) (first []*job) {
+	if w == nil {
+		return nil
+	}
+	in := make(map[blocks.StripeID]bool, len(jobs))
+	for i := range w.Extents {
+		in[w.Extents[i].Stripe.ID] = true
+	}
+	for _, j := range jobs {
+		if in[j.receipt.Ref.ID] && !j.named {
+			j.named = true
+			first = append(first, j)
+		}
+	}
+	return first
 }
 
 // gone reports whether err proves that the inode does not exist.
@@ -208,5 +231,8 @@ func (fs *Files) finish(f *file, jobs []*job, w *tree.Writeback) {
 	f.notify()
 	f.mu.Unlock()
 	fs.free(freed...)
+	for _, j := range jobs {
+		fs.discard(j)
+	}
 	fs.pipe.put(next...)
 }

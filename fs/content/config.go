@@ -36,6 +36,8 @@ type Stripes interface {
 	// Sync makes the receipts' stripes durable. lost are the indices of those
 	// that must be written again; after an error nothing is known of any.
 	Sync(ctx context.Context, receipts []blocks.Receipt) (lost []int, err error)
+	// Discard deletes, as far as it can, a stripe that nothing has come to name. It does not wait.
+	Discard(r blocks.Receipt)
 	// Read fills p with the stripe's content from off.
 	Read(ctx context.Context, ref blocks.StripeRef, off uint32, p []byte) error
 }

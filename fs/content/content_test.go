@@ -151,7 +151,7 @@ func TestTruncateWhileInFlight(t *testing.T) {
 		fs, _ := start(t, Config{Inodes: m, Stripes: s, StripeSize: 16 << 10})
 		p := noise(64 << 10)
 		mustWrite(t, fs, 0, p)
-		eventually(t, "four stripes under way", func() bool { return fs.Status().Stripes == 4 })
+		eventually(t, "four stripes under way", func() bool { return fs.Status().Stripes == 4 && s.held.Load() == 4 })
 		if err := fs.Truncate(ctxFor(t), ino, 20000); err != nil {
 			t.Fatal(err)
 		}
@@ -168,7 +168,7 @@ func TestTruncateWhileInFlight(t *testing.T) {
 		if got := m.durable(t, ino); !bytes.Equal(got, p[:20000]) {
 			t.Fatalf("slow %d: %s", slow, diff(got, p[:20000]))
 		}
-		eventually(t, "memory freed", func() bool { return fs.Status().DirtyBytes == 0 })
+		eventually(t, "memory and stripes freed", func() bool { return fs.Status().DirtyBytes == 0 && len(s.left()) == 0 })
 	}
 }
 
@@ -242,6 +242,7 @@ func TestDropFile(t *testing.T) {
 	fs, m, s := rig(t, Config{StripeSize: 16 << 10})
 	s.hold = make(chan struct{})
 	mustWrite(t, fs, 0, noise(40<<10))
+	eventually(t, "stripes are under way", func() bool { return s.held.Load() == 2 })
 	m.mu.Lock()
 	delete(m.files, ino)
 	m.mu.Unlock()
@@ -251,7 +252,7 @@ func TestDropFile(t *testing.T) {
 	}
 	close(s.hold)
 	eventually(t, "nothing left", func() bool {
-		return fs.Status().DirtyBytes == 0 && fs.Status().DirtyFiles == 0 && fs.DirtyFloor() == 0
+		return fs.Status().DirtyBytes == 0 && fs.Status().DirtyFiles == 0 && fs.DirtyFloor() == 0 && len(s.left()) == 0
 	})
 }
 

@@ -58,20 +58,24 @@ type memStripes struct {
 	noSpace                          atomic.Bool
 	reads, readBytes                 atomic.Int64
 	writes                           atomic.Int64
+	held                             atomic.Int64  // writes that have come to hold
 	hold                             chan struct{} // if not nil: writes wait for it
 
 	mu      sync.Mutex
 	next    uint64
 	stripes map[blocks.StripeID][]byte
 	synced  map[blocks.StripeID]bool
+	named   map[blocks.StripeID]bool // by a Writeback
+	wrong   []string                 // what should not have been done
 }
 
 func newMemStripes() *memStripes {
-	return &memStripes{stripes: map[blocks.StripeID][]byte{}, synced: map[blocks.StripeID]bool{}}
+	return &memStripes{stripes: map[blocks.StripeID][]byte{}, synced: map[blocks.StripeID]bool{}, named: map[blocks.StripeID]bool{}}
 }
 
 func (m *memStripes) Write(ctx context.Context, _ blocks.Owner, content []byte) (blocks.Receipt, error) {
 	if m.hold != nil {
+		m.held.Add(1)
 		select {
 		case <-m.hold:
 		case <-ctx.Done():
@@ -113,6 +117,28 @@ func (m *memStripes) Sync(_ context.Context, receipts []blocks.Receipt) (lost []
 		m.synced[r.Ref.ID] = true
 	}
 	return lost, nil
+}
+
+func (m *memStripes) Discard(r blocks.Receipt) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.named[r.Ref.ID] {
+		m.wrong = append(m.wrong, "stripe "+r.Ref.ID.Short()+" was discarded, and a file has it")
+	}
+	delete(m.stripes, r.Ref.ID)
+}
+
+// left lists the stripes that no Writeback has named, and what was done wrong.
+func (m *memStripes) left() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := slices.Clone(m.wrong)
+	for id := range m.stripes {
+		if !m.named[id] {
+			out = append(out, "stripe "+id.Short()+" is left behind")
+		}
+	}
+	return out
 }
 
 func (m *memStripes) Read(_ context.Context, ref blocks.StripeRef, off uint32, p []byte) error {
@@ -266,6 +292,7 @@ func (m *memInodes) Writeback(_ context.Context, w tree.Writeback) error {
 	for _, e := range w.Extents {
 		m.stripes.mu.Lock()
 		ok := m.stripes.synced[e.Stripe.ID]
+		m.stripes.named[e.Stripe.ID] = true
 		m.stripes.mu.Unlock()
 		if !ok {
 			m.t.Errorf("Writeback names stripe %s, which is not durable", e.Stripe.ID.Short())

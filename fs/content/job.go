@@ -17,6 +17,7 @@ type job struct {
 	inline  bool   // to be committed inline, no stripe
 	tries   int    // failed attempts in a row
 	receipt blocks.Receipt
+	named   bool // the stripe went into a Writeback: it may be the file's
 }
 
 // part is a run of file bytes in a stripe. Runs of one slab that touch are one part after the other.

@@ -20,6 +20,7 @@ func (fs *Files) writeLoop(ctx context.Context) {
 }
 
 func (fs *Files) writeJob(ctx context.Context, j *job) {
+	fs.discard(j)
 	j.f.mu.Lock()
 	empty := j.empty()
 	j.f.mu.Unlock()
@@ -41,6 +42,14 @@ func (fs *Files) writeJob(ctx context.Context, j *job) {
 	}
 	j.receipt = receipt
 	fs.pipe.wrote(j)
+}
+
+// discard gives up the stripe that a job has written, unless it may be the file's.
+func (fs *Files) discard(j *job) {
+	if j.receipt.Ref.Len > 0 && !j.named {
+		fs.cfg.Stripes.Discard(j.receipt)
+	}
+	j.receipt, j.named = blocks.Receipt{}, false
 }
 
 // retry has a job written again after a pause.
@@ -98,7 +107,7 @@ func (fs *Files) syncBatch(ctx context.Context, jobs []*job) {
 	}
 	for _, i := range lost {
 		if i >= 0 && i < len(jobs) && jobs[i] != nil {
-			jobs[i].receipt = blocks.Receipt{}
+			fs.discard(jobs[i])
 			fs.pipe.put(jobs[i])
 			jobs[i] = nil
 		}

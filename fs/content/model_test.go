@@ -126,6 +126,17 @@ func (w *world) run(steps int, kills bool) {
 	for ino := range w.model {
 		w.check(ino, 0, w.limit)
 	}
+	w.do(w.fs.Sync)
+	if kills { // what a killed mount has written nobody names
+		s := w.inodes.stripes
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.wrong) > 0 {
+			w.t.Fatal(s.wrong)
+		}
+		return
+	}
+	eventually(w.t, "no stripe is left behind", func() bool { return len(w.inodes.stripes.left()) == 0 })
 }
 
 func (w *world) kill() {

@@ -77,6 +77,8 @@ func (s *State) do(o *Op, ef *Effect) {
 		s.doPages(o, ef)
 	case OpSpill, OpFill:
 		s.doMaps(o)
+	case OpMend:
+		s.mend(o, ef)
 	case OpRef:
 		s.ref(o, ef)
 	case OpIntent:
@@ -238,6 +240,7 @@ func (s *State) move(o *Op, ef *Effect) {
 			n.Nlink, n.Ctime = 1, o.Time
 			s.inodes[in.Ino] = n
 			delete(s.left, in.Ino)
+			s.reclaim(n) // an inode that comes back after it was removed by another mount
 			ef.MovedIn = append(ef.MovedIn, in.Ino)
 		}
 	}

@@ -38,6 +38,8 @@ func Check(s *State, o *Op) error {
 		return s.checkInode(o)
 	case OpRef:
 		return s.checkRef(o)
+	case OpMend:
+		return s.checkMend(o)
 	case OpIntent:
 		if o.Inner != nil {
 			return Check(s, o.Inner)

@@ -147,7 +147,9 @@ func crashAt(t *testing.T, ring *treetest.Ring, step int, edit func(*tree.Config
 		t.Fatalf("step %d: neither before nor afterwards:\n%s\nbefore\n%s\nafter\n%s", step,
 			strings.Join(other, "\n"), strings.Join(before, "\n"), strings.Join(after, "\n"))
 	}
-	again := dump(t, start(t, ring, 1, dir, edit))
+	third := start(t, ring, 1, dir, edit)
+	again := dump(t, third)
+	sweep(t, fmt.Sprintf("step %d", step), ring, third, second)
 	if !slices.Equal(again, after) && !slices.Equal(again, other) {
 		t.Fatalf("step %d: the next life sees neither what was nor what was meant:\n%s", step, strings.Join(again, "\n"))
 	}

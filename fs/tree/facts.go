@@ -93,6 +93,7 @@ func (s *Surveyor) read(ctx context.Context, id blocks.RegisterID, old *Facts) (
 	if c.seal, err = newSealer(s.key, id, nil); err != nil {
 		return nil, false, err
 	}
+	var late blocks.RegisterID // a transaction that has ended: see Tree.complete
 	for range maxResolutions {
 		r, err := s.regs.ReadAgreed(ctx, id, 0)
 		if err != nil {
@@ -111,8 +112,14 @@ func (s *Surveyor) read(ctx context.Context, id blocks.RegisterID, old *Facts) (
 			if err != nil {
 				return nil, false, err
 			}
-			if ended {
+			if ended && late != in.Txn {
+				late = in.Txn
 				continue // and was resolved here before it ended
+			}
+			if ended {
+				if _, err := Apply(st, &Op{Kind: OpResolve, Txn: in.Txn}); err != nil {
+					return nil, false, err
+				}
 			}
 			txns = append(txns, in.Txn)
 		}

@@ -41,7 +41,8 @@ const (
 	OpAtime       OpKind = 28 // Inodes: numbers and access times, of those that are here
 	OpSpill       OpKind = 29 // Ino: what of its extents can go to Maps has gone there; Size: bytes that a map covers
 	OpFill        OpKind = 30 // a map of Ino hides Cuts of what it has, and gets Extents
-	opKinds              = 31
+	OpMend        OpKind = 31 // what an audit found: Name, Ino: the name goes; Ino, Drop: an inode without a name leaves; Ino, Regs: it counts its names again
+	opKinds              = 32
 )
 
 // Bits of Op.Set.

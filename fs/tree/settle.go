@@ -61,6 +61,7 @@ func (t *Tree) Settle(ctx context.Context) error {
 	if err := t.making.wait(ctx); err != nil {
 		return err
 	}
+	t.emptyTrash(ctx)
 	return t.Sync(ctx)
 }
 

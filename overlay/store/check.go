@@ -80,6 +80,11 @@ func (s *Service) damageLoop(ctx context.Context) {
 	}
 }
 
+// Mend has the stripe's repairer check it and make anew what is missing, and waits for that.
+func (s *Service) Mend(ctx context.Context, stripe blocks.StripeID) (CheckReport, error) {
+	return s.checkSomewhere(ctx, stripe)
+}
+
 // checkSomewhere has the stripe's repairer check it, and tries again a few times.
 func (s *Service) checkSomewhere(ctx context.Context, stripe blocks.StripeID) (report CheckReport, err error) {
 	for try := range checkTries {

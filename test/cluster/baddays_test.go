@@ -167,7 +167,8 @@ func TestFullDrive(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	p := &Peer{t: t, Name: "full", Dir: filepath.Join(drive, "data"), Addr: freeAddr(t), Mnt: emptyDir(t)}
+	p := &Peer{t: t, ring: &ring{}, Name: "full", Dir: filepath.Join(drive, "data"), Addr: freeAddr(t), Mnt: emptyDir(t)}
+	p.ring.add(p)
 	Run(t, "", append([]string{"init"}, p.shape(Options{Capacity: "16GiB"})...)...)
 	p.Start()
 	stored, kept := map[string][]byte{}, map[string][]byte{}

@@ -44,6 +44,8 @@ type Peer struct {
 	Mnt  string // mount point, "" for a peer without a mount
 	Prog string // program to run, "" for Binary
 
+	ring *ring
+
 	mu   sync.Mutex
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the process has ended
@@ -104,9 +106,10 @@ func TryRun(stdin string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-func newPeer(t testing.TB, name string, opt Options) *Peer {
+func newPeer(t testing.TB, name string, r *ring) *Peer {
 	t.Helper()
-	p := &Peer{t: t, Name: name, Dir: filepath.Join(t.TempDir(), name), Addr: freeAddr(t)}
+	p := &Peer{t: t, Name: name, Dir: filepath.Join(t.TempDir(), name), Addr: freeAddr(t), ring: r}
+	r.add(p)
 	return p
 }
 
@@ -121,7 +124,7 @@ func (p *Peer) shape(opt Options) []string {
 // Init makes a ring with its first peer.
 func Init(t testing.TB, opt Options) *Peer {
 	t.Helper()
-	p := newPeer(t, "peer0", opt)
+	p := newPeer(t, "peer0", &ring{})
 	Run(t, "", append([]string{"init"}, p.shape(opt)...)...)
 	p.configure(opt)
 	return p
@@ -131,7 +134,7 @@ func Init(t testing.TB, opt Options) *Peer {
 func (first *Peer) Join(t testing.TB, name string, opt Options) *Peer {
 	t.Helper()
 	token := Run(t, "", "invite", "--data", first.Dir)
-	p := newPeer(t, name, opt)
+	p := newPeer(t, name, first.ring)
 	Run(t, token, append([]string{"join"}, p.shape(opt)...)...)
 	p.configure(opt)
 	return p
@@ -223,6 +226,7 @@ func (p *Peer) TryStart() error {
 
 // cleanup ends the process and detaches its mount.
 func (p *Peer) cleanup() {
+	p.ring.once.Do(func() { p.ring.audit(p.t) })
 	if p.t.Failed() && p.Mnt != "" {
 		p.t.Log(p.LogTail())
 	}
@@ -250,6 +254,9 @@ func (p *Peer) Kill() {
 	p.mu.Lock()
 	cmd, done := p.cmd, p.done
 	p.mu.Unlock()
+	p.ring.mu.Lock()
+	p.ring.killed = true
+	p.ring.mu.Unlock()
 	_ = cmd.Process.Kill()
 	<-done
 }
@@ -278,6 +285,13 @@ func (p *Peer) Unmount() {
 	p.t.Helper()
 	Run(p.t, "", "unmount", p.Mnt)
 	<-p.done
+}
+
+// started reports whether the peer has had a process.
+func (p *Peer) started() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.done != nil
 }
 
 // Running reports whether the process lives.
