@@ -1,12 +1,16 @@
 package fs
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"reflect"
+	"syscall"
 	"unsafe"
 
 	"bazil.org/fuse"
+
+	"github.com/mutualfs/mutualfs/fs/tree"
 )
 
 // The library keeps to itself four things that this face needs: the init flags
@@ -74,4 +78,24 @@ func requestBytes(h *fuse.Header) []byte {
 // is what responding to a forget does.
 func recycle(h *fuse.Header) {
 	(&fuse.ForgetRequest{Header: *h}).Respond()
+}
+
+// What the library does not know of FUSE_NOTIFY_INVAL_ENTRY (linux/fuse.h): a kernel from 6.2 on keeps the entry until it is asked for the
+// name. An older one does not know the flag, and drops the entry: who has that directory as its working directory then
+// cannot tell its path any more.
+const (
+	notifyInvalEntry = 3
+	expireOnly       = 1
+)
+
+// expireEntry tells the kernel to ask again for a name. Errors mean that it had nothing cached, or that the mount is gone.
+func expireEntry(dev *os.File, dir tree.Ino, name string) {
+	r := &reply{buf: make([]byte, outHeader, outHeader+16+len(name)+1)}
+	r.u64(uint64(dir))
+	r.u32(uint32(len(name)))
+	r.u32(expireOnly)
+	r.bytes(append([]byte(name), 0))
+	b := r.seal(0, 0)
+	binary.NativeEndian.PutUint32(b[4:], notifyInvalEntry)
+	_, _ = syscall.Write(int(dev.Fd()), b)
 }

@@ -32,9 +32,10 @@ type lane struct {
 }
 
 type notice struct {
-	ino  tree.Ino
-	name string          // of an entry in ino; "" for the inode itself
-	mark *sync.WaitGroup // not nil: everything before it has been sent
+	ino    tree.Ino
+	name   string          // of an entry in ino; "" for the inode itself
+	expire bool            // the entry may still be right: the kernel must ask
+	mark   *sync.WaitGroup // not nil: everything before it has been sent
 }
 
 var _ tree.Notifier = (*notices)(nil)
@@ -42,7 +43,9 @@ var _ tree.Notifier = (*notices)(nil)
 func newNotices(conn *fuse.Conn, a *answers) *notices {
 	n := &notices{answers: a, send: func(x notice) {
 		// Errors mean that the kernel had nothing cached, or that the mount is gone.
-		if x.name != "" {
+		if x.expire {
+			expireEntry(device(conn), x.ino, x.name)
+		} else if x.name != "" {
 			_ = conn.InvalidateEntry(fuse.NodeID(x.ino), x.name)
 		} else {
 			_ = conn.InvalidateNode(fuse.NodeID(x.ino), 0, 0)
@@ -55,7 +58,12 @@ func newNotices(conn *fuse.Conn, a *answers) *notices {
 	return n
 }
 
-// InvalidateEntry makes the kernel look the name up anew.
+// ExpireEntry makes the kernel look the name up anew, and leaves it where it is until then.
+func (n *notices) ExpireEntry(dir tree.Ino, name string) {
+	n.push(notice{ino: dir, name: name, expire: true})
+}
+
+// InvalidateEntry makes the kernel forget the name.
 func (n *notices) InvalidateEntry(dir tree.Ino, name string) { n.push(notice{ino: dir, name: name}) }
 
 // InvalidateInode makes the kernel forget attributes and data.

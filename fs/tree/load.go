@@ -286,7 +286,7 @@ func (t *Tree) invalidateAll(c *container, s *State) {
 	}
 	if s.named() {
 		for name := range s.entries {
-			n.InvalidateEntry(s.Self.Ino, name)
+			n.ExpireEntry(s.Self.Ino, name)
 		}
 		n.InvalidateInode(s.Self.Ino)
 	}

@@ -24,6 +24,8 @@ func (k *kernel) InvalidateEntry(_ tree.Ino, name string) {
 	k.names[name] = true
 }
 
+func (k *kernel) ExpireEntry(dir tree.Ino, name string) { k.InvalidateEntry(dir, name) }
+
 func (k *kernel) InvalidateInode(tree.Ino) {}
 
 func (k *kernel) Settle(ctx context.Context) {

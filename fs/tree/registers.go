@@ -52,5 +52,6 @@ func (noHooks) DropFile(Ino)                         {}
 type noNotifier struct{}
 
 func (noNotifier) InvalidateEntry(Ino, string) {}
+func (noNotifier) ExpireEntry(Ino, string)     {}
 func (noNotifier) InvalidateInode(Ino)         {}
 func (noNotifier) Settle(context.Context)      {}

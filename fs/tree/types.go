@@ -156,7 +156,8 @@ func (w *Writeback) bytes() uint64 {
 // Notifier calls back what the kernel has cached. Invalidations are queued and never wait.
 type Notifier interface {
 	InvalidateEntry(dir Ino, name string)
-	InvalidateInode(ino Ino) // attributes and data
+	ExpireEntry(dir Ino, name string) // may still be right, and must be asked for
+	InvalidateInode(ino Ino)          // attributes and data
 	// Settle returns when the kernel has every answer that was being given and every invalidation that was
 	// queued when it was called, or when ctx ends.
 	Settle(ctx context.Context)

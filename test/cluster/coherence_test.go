@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -350,5 +351,37 @@ func TestOpenFileIsRemovedElsewhere(t *testing.T) {
 				t.Errorf("round %d: the new file has %.20q, %v", i, got, err)
 			}
 		}
+	}
+}
+
+// A process stays in its working directory while another mount changes what is beside it: where it is can be told all the time.
+func TestWorkingDirectoryStays(t *testing.T) {
+	a, b := pair(t)
+	if err := os.MkdirAll(filepath.Join(a.Mnt, "up/down"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(b.Mnt, "up/down")
+	cached(t, filepath.Dir(dir), "down")
+	cmd := exec.Command("cat")
+	cmd.Dir = dir
+	in, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	for i := range 10 {
+		for _, d := range []string{"", "up", "up/down"} {
+			if err := os.WriteFile(filepath.Join(a.Mnt, d, fmt.Sprint("new", i)), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if at, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", cmd.Process.Pid)); err != nil || at != dir {
+			t.Fatalf("round %d: the process is in %q, %v; want %q", i, at, err, dir)
+		}
+		cached(t, filepath.Dir(dir), "down")
 	}
 }
