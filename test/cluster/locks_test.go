@@ -196,8 +196,10 @@ func torture(t *testing.T, mode string, each int, dirs ...string) {
 	name := "/" + mode + ".db"
 	python(t, "database.py", "make", dirs[0]+name, mode)
 	const processes = 4
+	seed := fmt.Sprint(rand.Uint32())
+	t.Log(mode, "seed", seed)
 	together(t, processes, func(i int) error {
-		_, err := tryPython("database.py", "torture", dirs[i%len(dirs)]+name, fmt.Sprint(i), fmt.Sprint(each))
+		_, err := tryPython("database.py", "torture", dirs[i%len(dirs)]+name, fmt.Sprint(i), fmt.Sprint(each), seed)
 		return err
 	})
 	for _, dir := range dirs {

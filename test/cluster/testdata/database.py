@@ -1,4 +1,5 @@
-"""torture PATH WHO N MODE: N transactions on a sqlite database; check PATH: its integrity and what it has."""
+"""torture PATH WHO N SEED: N transactions on a sqlite database, each of which looks whether what it finds fits together; check PATH: its
+integrity and what it has."""
 import random, sqlite3, sys
 
 
@@ -10,6 +11,9 @@ def attempt(db, who, i):
     """One transaction; false if it was rolled back."""
     try:
         db.execute("begin immediate")
+        rows, n = db.execute("select count(*) from t").fetchone()[0], db.execute("select n from s").fetchone()[0]
+        if rows != n:
+            sys.exit("%d rows, and %d were counted" % (rows, n))
         db.execute("insert into t values (?, ?, ?)", (who, i, random.randbytes(random.randrange(3000))))
         db.execute("update s set n = n + 1")
         if random.random() < 0.2:
@@ -35,7 +39,8 @@ def make(path, mode):
     db.execute("insert into s values (0)")
 
 
-def torture(path, who, n):
+def torture(path, who, n, seed):
+    random.seed(seed + " " + who)
     db = sqlite3.connect(path, timeout=60, isolation_level=None)
     for i in range(int(n)):
         while not attempt(db, who, i):
