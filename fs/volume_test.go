@@ -37,6 +37,13 @@ type memStripes struct {
 	stripes map[blocks.StripeID][]byte
 }
 
+func (m *memStripes) drop(_ context.Context, id blocks.StripeID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.stripes, id)
+	return nil
+}
+
 func (m *memStripes) Write(_ context.Context, _ blocks.Owner, p []byte) (blocks.Receipt, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -73,6 +80,7 @@ type shared struct {
 	root    blocks.RegisterID
 	key     []byte
 	lazy    bool // mounts write nothing back by themselves
+	maps    bool // files have containers of their own, and maps of extents, early
 }
 
 func newShared(t *testing.T) *shared {
@@ -130,6 +138,10 @@ func (s *shared) mount(t *testing.T, i int, dir string) *mounted {
 	tc.Registers, tc.Root, tc.Mount, tc.VolumeKey, tc.JournalDir = recalls{m.regs, m.locks}, s.root, mountID(i), s.key, dir
 	tc.FlushAge, tc.LeasePause, tc.CommitTimeout, tc.SegmentBytes = 5*time.Millisecond, 10*time.Millisecond, 2*time.Second, 64<<10
 	cc := content.Config{Stripes: s.stripes, StripeSize: 32 << 10, MaxAge: 20 * time.Millisecond, DirtyLimit: 1 << 20}
+	if s.maps {
+		tc.FileExtents, tc.MapExtents, tc.MapBytes, cc.MapBytes = 2, 4, 64<<10, 64<<10
+	}
+	tc.DeleteStripe, tc.FreeEvery = s.stripes.drop, 50*time.Millisecond // what is still needed is missed
 	if s.lazy {
 		tc.FlushAge, cc.MaxAge = time.Hour, time.Hour
 	}
@@ -310,11 +322,23 @@ func TestVolumeCloseToOpen(t *testing.T) {
 	}
 }
 
+// withAndWithoutMaps runs a test with the limits of extents as they are, and with such that maps come and go all the time.
+func withAndWithoutMaps(t *testing.T, f func(t *testing.T, s *shared)) {
+	for name, maps := range map[string]bool{"few extents": false, "maps": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newShared(t)
+			s.maps = maps
+			f(t, s)
+		})
+	}
+}
+
 // Everything that was answered is there after kill -9, again and again.
-func TestVolumeKill(t *testing.T) {
+func TestVolumeKill(t *testing.T) { withAndWithoutMaps(t, testVolumeKill) }
+
+func testVolumeKill(t *testing.T, s *shared) {
 	seed := printedSeed(t)
 	r := rand.New(rand.NewPCG(seed, 1))
-	s := newShared(t)
 	m := s.mount(t, 1, t.TempDir())
 	model := map[string][]byte{}
 	for round := range 8 {
@@ -375,10 +399,11 @@ func (m *mounted) change(t *testing.T, r *rand.Rand, ino tree.Ino, data []byte) 
 }
 
 // Two mounts change the same files in turn, with and without leases.
-func TestVolumeTwoMountsInTurn(t *testing.T) {
+func TestVolumeTwoMountsInTurn(t *testing.T) { withAndWithoutMaps(t, testVolumeTwoMountsInTurn) }
+
+func testVolumeTwoMountsInTurn(t *testing.T, s *shared) {
 	seed := printedSeed(t)
 	r := rand.New(rand.NewPCG(seed, 2))
-	s := newShared(t)
 	mounts := []*mounted{s.mount(t, 1, t.TempDir()), s.mount(t, 2, t.TempDir())}
 	model := map[string][]byte{}
 	for _, name := range []string{"f", "g"} {
