@@ -101,7 +101,7 @@ func (t *Tree) Writeback(ctx context.Context, w Writeback) error {
 			if w.Size >= x.grownEnd {
 				x.grownEnd = 0
 			}
-			if w.Mtime >= x.grownMtime {
+			if o.Mtime != 0 && w.Mtime >= x.grownMtime { // else what was written after the utimes is still to come
 				x.grownMtime = 0
 			}
 		})
