@@ -73,31 +73,45 @@ func (t *Tree) renewSession(ctx context.Context) error {
 		return fmt.Errorf("make the session: %w", ctx.Err())
 	}
 	defer func() { <-s.busy }()
+	for range maxResolutions {
+		if done, err := t.tryRenewSession(ctx); done || err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: the session does not come to rest", blocks.ErrBusy)
+}
+
+// tryRenewSession makes one attempt. done is false if the answer to an earlier one was lost. busy must be held.
+func (t *Tree) tryRenewSession(ctx context.Context) (done bool, err error) {
+	s := &t.session
 	id, made, epoch := s.now()
 	if made && t.regs.Holds(id, epoch) {
-		return nil
+		return true, nil
 	}
 	ch := blocks.Change{Origin: t.cfg.Mount, Seq: 1, Snapshot: []byte{}, Lease: blocks.LeaseAcquire}
 	if made {
 		r, err := t.regs.Read(ctx, id, 0)
 		if err != nil && !errors.Is(err, blocks.ErrNotFound) {
-			return fmt.Errorf("read the session %s: %w", id.Short(), err)
+			return false, fmt.Errorf("read the session %s: %w", id.Short(), err)
 		}
 		if err != nil || r.Deleted || r.Lease.Holder != t.cfg.Mount {
-			return t.lostSession()
+			return true, t.lostSession()
 		}
 		ch = blocks.Change{Base: r.Version, Origin: t.cfg.Mount, Lease: blocks.LeaseAcquire}
 	} else if err := t.rememberSession(id); err != nil {
-		return err
+		return false, err
 	}
-	r, err := t.regs.Propose(ctx, id, ch)
+	r, err := t.propose(ctx, id, ch)
+	if made && errors.Is(err, blocks.ErrConflict) {
+		return false, nil
+	}
 	if err != nil {
-		return fmt.Errorf("make the session %s: %w", id.Short(), err)
+		return false, fmt.Errorf("make the session %s: %w", id.Short(), err)
 	}
 	s.mu.Lock()
 	s.made, s.epoch = true, r.Lease.Epoch
 	s.mu.Unlock()
-	return nil
+	return true, nil
 }
 
 // lostSession begins another session. What is open is noted anew by the freer.
