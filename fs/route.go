@@ -327,9 +327,6 @@ func (f *Face) openAny(ctx context.Context, out *reply, r *fuse.OpenRequest) err
 		if keep {
 			flags |= fopenKeepCache
 		}
-		if r.Flags.IsReadOnly() && r.Flags&unix.O_NOATIME == 0 { // what the kernel has cached it will not ask for
-			f.accessed(r.Node, nil)
-		}
 		fh = f.handles.Add(1)
 	}
 	out.u64(fh)
