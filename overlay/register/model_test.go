@@ -205,14 +205,15 @@ func again(t *testing.T, o options) string {
 	return fmt.Sprintf("the same seed again fails %d times of %d", failed, tries)
 }
 
-// The tests of the tests: broken variants must be caught, within a few seeds.
+// The tests of the tests: broken variants must be caught. Each is given faults with which more than
+// half of all seeds catch it, so that none of so many does is no chance.
 func caught(t *testing.T, o options) {
 	t.Helper()
-	const seeds = 10
+	const seeds = 30
 	for i := range seeds {
 		o.seed = uint64(i + 1)
 		if _, err := runModel(t, o); err != nil {
-			t.Logf("seed %d: %v; %s", o.seed, err, again(t, o))
+			t.Logf("seed %d: %v", o.seed, err)
 			return
 		}
 	}
@@ -236,7 +237,9 @@ func TestModelCatchesSkippedPrepare(t *testing.T) {
 }
 
 func TestModelCatchesCreationWithoutPromises(t *testing.T) {
-	caught(t, options{ops: 2000, peers: 6, m: 1, faults: storm, nemesis: true, births: 60,
+	duels := storm
+	duels.duel = 60 // creations meet only where two coordinators are asked at once
+	caught(t, options{ops: 2000, peers: 6, m: 1, faults: duels, nemesis: true, births: 60,
 		broken: func(ctx context.Context, _ blocks.PeerID, req overlay.Call, call func(context.Context, overlay.Call) (overlay.Call, error)) (overlay.Call, error) {
 			if req.Kind == register.KindPrepare && register.IsSearch(req) {
 				return register.PretendPromise(ctx, req, call)
