@@ -372,9 +372,9 @@ func TestOrphans(t *testing.T) {
 			dump(t, m)
 		} else {
 			m.Release(f)
+			m.Forget(f, 1)
 		}
 		eventually(t, "the stripe is deleted", func() bool { mu.Lock(); defer mu.Unlock(); return deleted[id] })
-		m.Forget(f, 1)
 	}
 }
 

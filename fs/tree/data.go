@@ -289,7 +289,14 @@ func (t *Tree) Release(ino Ino) {
 		last = n.opens <= 0 && n.kept
 		n.opens, home = max(n.opens, 0), n.home
 	})
-	if last && t.unnote(NoWait(context.Background()), home, []Ino{ino}) != nil {
+	if last {
+		t.let(home, ino)
+	}
+}
+
+// let ends the note of an inode that is not open here any more: at once where memory is enough, else a little later.
+func (t *Tree) let(home blocks.RegisterID, ino Ino) {
+	if t.unnote(NoWait(context.Background()), home, []Ino{ino}) != nil {
 		t.postpone(ino)
 		t.hasteFor(home, ino)
 	}

@@ -278,17 +278,20 @@ func (t *Tree) commit(ctx context.Context, c *container, b *batch) error {
 			return err
 		}
 	}
+	ops := b.ops
+	if b.snapshot == nil {
+		ops = fold(ops, b.self)
+	}
+	if slices.ContainsFunc(ops, (*Op).notes) {
+		if err := t.ensureSession(ctx); err != nil {
+			return err
+		}
+	}
 	var err error
-	if slices.ContainsFunc(b.ops, (*Op).notes) {
-		err = t.ensureSession(ctx)
-	}
-	if err != nil {
-		return err
-	}
 	if b.snapshot != nil {
 		b.change.Snapshot, err = c.seal.seal(sealSnapshot, b.snapshot)
 	} else {
-		b.change.Delta, err = c.seal.seal(sealDelta, encodeBatch(fold(b.ops, b.self)))
+		b.change.Delta, err = c.seal.seal(sealDelta, encodeBatch(ops))
 	}
 	if err != nil {
 		return err

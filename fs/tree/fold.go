@@ -10,6 +10,7 @@ import (
 //   - A file that is made and renamed to a free name (as rsync and editors do) is made under that name.
 //   - A file that is made and unlinked, not open, leaves only what it changed in the directory, and the
 //     stripes that it had.
+//   - A file that loses its last name and is released, with nothing between on it, was not kept.
 //
 // self is the directory's own number. Operations are not changed: those that differ are copies.
 func fold(ops []*Op, self Ino) []*Op {
@@ -61,7 +62,19 @@ func (f *folder) step(i int) {
 		if f.foldUnlink(i) {
 			return
 		}
+		if o.Keep && f.onlyName(o) { // it may still be released
+			f.note(i)
+			f.named[o.Ino] = i
+			return
+		}
 		delete(f.born, o.Ino)
+	case OpKeep:
+		f.forget(o.Inos)
+	case OpRelease:
+		if f.foldRelease(i); f.ops[i] == nil {
+			return
+		}
+		f.forget(f.ops[i].Inos)
 	case OpSetXattr, OpRemoveXattr, OpWriteback, OpTruncate, OpPunch:
 	default:
 		clear(f.born) // rare, and may concern anything
@@ -135,10 +148,15 @@ func (f *folder) foldRename(i int) bool {
 	return true
 }
 
+// onlyName reports whether the operation is about the one name that a file which was made in this batch has had, under which nobody else was.
+func (f *folder) onlyName(o *Op) bool {
+	at, ok := f.born[o.Ino]
+	return ok && f.ops[at].Name == o.Name && f.names[o.Name] == f.named[o.Ino]
+}
+
 func (f *folder) foldUnlink(i int) bool {
 	o := f.ops[i]
-	at, ok := f.born[o.Ino]
-	if !ok || o.Keep || f.ops[at].Name != o.Name || f.names[o.Name] != f.named[o.Ino] {
+	if o.Keep || !f.onlyName(o) {
 		return false
 	}
 	touch := &Op{Kind: OpTouch, Time: o.Time}
@@ -161,4 +179,50 @@ func (f *folder) foldUnlink(i int) bool {
 	delete(f.mine, o.Ino)
 	delete(f.last, o.Ino)
 	return true
+}
+
+// foldRelease takes out of a release what it releases of a removal in this batch that kept it, and lets the removal keep nothing.
+func (f *folder) foldRelease(i int) {
+	o := f.ops[i]
+	var rest []Ino
+	for _, ino := range o.Inos {
+		j, ok := f.last[ino]
+		if !ok || f.ops[j] == nil || !f.ops[j].Keep || f.ops[j].Session != o.Session || f.ops[j].removed() != ino {
+			rest = append(rest, ino)
+			continue
+		}
+		m := *f.ops[j]
+		m.Keep = false
+		f.ops[j] = &m
+		if m.Kind == OpUnlink {
+			f.foldUnlink(j)
+		}
+		delete(f.born, ino)
+	}
+	if len(rest) == 0 {
+		f.ops[i] = nil
+	} else if len(rest) < len(o.Inos) {
+		m := *o
+		m.Inos = rest
+		f.ops[i] = &m
+	}
+}
+
+// removed returns the inode that an operation on one directory may end, 0 if there is none.
+func (o *Op) removed() Ino {
+	switch {
+	case o.Kind == OpUnlink:
+		return o.Ino
+	case o.Kind == OpRename && o.Ino2 != o.Ino && RenameFlags(o.Flags)&RenameExchange == 0:
+		return o.Ino2
+	}
+	return 0
+}
+
+// forget says that something happened to these inodes that nothing is folded over.
+func (f *folder) forget(inos []Ino) {
+	for _, ino := range inos {
+		delete(f.born, ino)
+		delete(f.last, ino)
+	}
 }

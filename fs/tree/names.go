@@ -3,6 +3,7 @@ package tree
 import (
 	"context"
 	"errors"
+	"slices"
 	"syscall"
 
 	"github.com/mutualfs/mutualfs/blocks"
@@ -28,11 +29,37 @@ func (t *Tree) keep(o *Op, n *Inode) *Op {
 	if n == nil {
 		return o
 	}
-	me := t.sessionID()
-	if o.Keep = t.keeps(n.Ino); o.Keep || n.keptBy(me) {
+	return o.keep(n, t.sessionID(), t.keeps(n.Ino))
+}
+
+// keepKnown is keep where memory is all that it costs to keep an inode: a file that the kernel has looked up stays until it is
+// forgotten. Its opening may be on its way.
+func (t *Tree) keepKnown(o *Op, c *container, n *Inode) *Op {
+	if n == nil || n.kind() != syscall.S_IFREG || n.Nlink > 1 || !t.leased(c) {
+		return t.keep(o, n)
+	}
+	known := false
+	t.withNode(n.Ino, func(x *node) {
+		known = x.opens > 0 || x.lookups > 0
+		x.kept, x.nameless = x.kept || known, true
+	})
+	return o.keep(n, t.sessionID(), known)
+}
+
+func (o *Op) keep(n *Inode, me blocks.RegisterID, keep bool) *Op {
+	if o.Keep = keep; keep || n.keptBy(me) {
 		o.Session = me
 	}
 	return o
+}
+
+// wanted reports whether an inode is open here or may be opened still, though it has lost its name: by this mount, so that the kernel forgets it
+// as soon as nobody uses it.
+func (t *Tree) wanted(ino Ino) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	x := t.nodes[ino]
+	return x != nil && (x.opens > 0 || x.nameless && x.lookups > 0)
 }
 
 // Unlink removes a name that is no directory's.
@@ -43,7 +70,7 @@ func (t *Tree) Unlink(ctx context.Context, dir Ino, name string) error {
 	}
 	for {
 		var e Dentry
-		err = t.mutateName(ctx, parent, name, false, func(_ *container, s *State) (*Op, error) {
+		err = t.mutateName(ctx, parent, name, false, func(c *container, s *State) (*Op, error) {
 			var have bool
 			switch e, have = s.entries[name]; {
 			case !s.named() || s.Self.Ino != dir:
@@ -55,7 +82,7 @@ func (t *Tree) Unlink(ctx context.Context, dir Ino, name string) error {
 			case !e.Child.IsZero():
 				return nil, errCross
 			}
-			return t.keep(&Op{Kind: OpUnlink, Time: now(), Name: name, Ino: e.Ino}, s.inodes[e.Ino]), nil
+			return t.keepKnown(&Op{Kind: OpUnlink, Time: now(), Name: name, Ino: e.Ino}, c, s.inodes[e.Ino]), nil
 		}, nil)
 		if errors.Is(err, errCross) {
 			err = t.unlinkPromoted(ctx, parent, name, e)
@@ -91,9 +118,44 @@ func (t *Tree) Rmdir(ctx context.Context, dir Ino, name string) error {
 	if err != nil {
 		return err
 	}
+	if err := t.endUnopened(ctx, cc); err != nil {
+		return err
+	}
 	err = t.rmdirEmpty(ctx, parent, name, e, cc)
 	if errors.Is(err, errCross) {
 		err = t.rmdirAcross(ctx, parent, name, e)
+	}
+	return err
+}
+
+// endUnopened ends the files without names of a directory that nobody has open, though the kernel has not forgotten them yet: what is
+// only known goes with the directory.
+func (t *Tree) endUnopened(ctx context.Context, c *container) error {
+	me := t.sessionID()
+	unopened := func(s *State) (inos []Ino) {
+		for ino, n := range s.inodes {
+			if n.Nlink == 0 && n.keptBy(me) && !t.opened(ino) {
+				inos = append(inos, ino)
+			}
+		}
+		return inos
+	}
+	c.mu.Lock()
+	some := c.st != nil && c.st.empty() && t.fast(c) && len(unopened(c.st)) > 0
+	c.mu.Unlock()
+	if !some {
+		return nil
+	}
+	_, err := t.mutateFor(NoWait(mayWait(ctx)), c.id, true, func(_ *container, s *State) (*Op, error) {
+		inos := unopened(s)
+		if !s.empty() || len(inos) == 0 {
+			return nil, nil
+		}
+		slices.Sort(inos)
+		return &Op{Kind: OpRelease, Time: now(), Inos: inos, Session: me}, nil
+	}, func(_ *container, o *Op, _ Seq) { t.closed(o.Inos) })
+	if errors.Is(err, ErrWait) {
+		return nil // the slow way knows orphans
 	}
 	return err
 }
@@ -182,11 +244,11 @@ func (t *Tree) Rename(ctx context.Context, dir Ino, name string, newDir Ino, new
 	if from != to {
 		return t.renameAcross(ctx, from, name, to, newName, flags)
 	}
-	err = t.mutateName(ctx, from, newName, true, func(_ *container, s *State) (*Op, error) {
+	err = t.mutateName(ctx, from, newName, true, func(c *container, s *State) (*Op, error) {
 		if s.has(name) != nil { // another page
 			return nil, errCross
 		}
-		return t.renameOp(s, name, newName, flags)
+		return t.renameOp(c, s, name, newName, flags)
 	}, nil)
 	if errors.Is(err, errCross) {
 		return t.renameAcross(ctx, from, name, to, newName, flags)
@@ -195,7 +257,7 @@ func (t *Tree) Rename(ctx context.Context, dir Ino, name string, newDir Ino, new
 }
 
 // renameOp makes a rename inside one directory, or errCross if it ends a directory or a promoted inode's name.
-func (t *Tree) renameOp(s *State, name, newName string, flags RenameFlags) (*Op, error) {
+func (t *Tree) renameOp(c *container, s *State, name, newName string, flags RenameFlags) (*Op, error) {
 	e, ok := s.entries[name]
 	if !ok {
 		return nil, syscall.ENOENT
@@ -216,7 +278,7 @@ func (t *Tree) renameOp(s *State, name, newName string, flags RenameFlags) (*Op,
 		if !old.Child.IsZero() {
 			return nil, errCross
 		}
-		t.keep(o, s.inodes[old.Ino])
+		t.keepKnown(o, c, s.inodes[old.Ino])
 	}
 	return o, nil
 }

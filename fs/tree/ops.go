@@ -212,17 +212,22 @@ func (t *Tree) clearName(ctx context.Context, parent blocks.RegisterID, name str
 // Ref counts a reference that the kernel got by a listing.
 func (t *Tree) Ref(ino Ino) { t.withNode(ino, func(n *node) { n.lookups++ }) }
 
-// Forget gives n references back.
+// Forget gives n references back. With the last one a file without a name ends that is not open.
 func (t *Tree) Forget(ino Ino, n uint64) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	x := t.nodes[ino]
 	if x == nil {
+		t.mu.Unlock()
 		return
 	}
 	x.lookups -= min(n, x.lookups)
+	last, home := x.lookups == 0 && x.opens == 0 && x.kept, x.home
 	if ino != RootIno && x.idle() {
 		delete(t.nodes, ino)
+	}
+	t.mu.Unlock()
+	if last {
+		t.let(home, ino)
 	}
 }
 

@@ -327,7 +327,7 @@ func (t *Tree) unnote(ctx context.Context, home blocks.RegisterID, inos []Ino) e
 				}
 			case n == nil:
 				away = append(away, ino)
-			case t.opened(ino):
+			case t.wanted(ino):
 			case n.keptBy(me):
 				o.Inos, ended = append(o.Inos, ino), append(ended, ino)
 			default:

@@ -68,7 +68,7 @@ func (h *holders) file(d tree.Ino) (f tree.Ino, id blocks.StripeID) {
 	return f, id
 }
 
-// find returns the number of a name on a mount, and forgets it.
+// find returns the number of a name on a mount, and counts a reference to all on the way.
 func (h *holders) find(m *mount, path ...string) tree.Ino {
 	h.t.Helper()
 	ino := tree.RootIno
@@ -216,7 +216,7 @@ func TestNotesCostLittle(t *testing.T) {
 	if _, writes := h.a.regs.Calls(); writes != before {
 		t.Errorf("opening %d files in a directory that is leased took %d proposals", files, writes-before)
 	}
-	h.find(h.b, "7")
+	h.b.Forget(h.find(h.b, "7"), 1)
 	_, after := h.a.regs.Calls()
 	if n := after - before; n > 4 { // the session, the notes, the release
 		t.Errorf("giving the lease back with %d open files took %d proposals", files, n)
@@ -252,7 +252,7 @@ func TestLostSession(t *testing.T) {
 	ctx := t.Context()
 	d := mustMake(t, h.a, tree.RootIno, "d", dirMode)
 	f, id := h.file(d)
-	h.find(h.b, "d", "f") // has f noted
+	h.b.Forget(h.find(h.b, "d", "f"), 1) // has f noted
 	before := h.a.SessionID()
 	h.ring.FenceAll(peer(1))
 	eventually(t, "the session is renewed", func() bool {
@@ -265,4 +265,59 @@ func TestLostSession(t *testing.T) {
 	h.stillThere(f, id)
 	h.a.Release(f)
 	h.ends("the file ends when it is closed", id)
+}
+
+// A file that this mount removes stays for an open that is on its way, until the kernel has forgotten it; its directory does not wait for that.
+func TestFileStaysUntilForgotten(t *testing.T) {
+	h := newHolders(t, time.Hour, time.Hour)
+	ctx := t.Context()
+	opens := func(f tree.Ino) {
+		t.Helper()
+		_, err := h.a.Open(ctx, f)
+		h.must(err)
+		if c, err := h.a.Content(ctx, f, 0, 0); err != nil || c.Size != 10 {
+			t.Errorf("content %+v, %v", c, err)
+		}
+		h.a.Release(f)
+	}
+	ended := func(f tree.Ino) {
+		t.Helper()
+		if _, err := h.a.Content(ctx, f, 0, 0); !errors.Is(err, syscall.ESTALE) {
+			t.Errorf("content of a file that was forgotten: %v", err)
+		}
+	}
+	d := mustMake(t, h.a, tree.RootIno, "d", dirMode)
+	f, id := h.file(d)
+	h.a.Release(f)
+	h.must(h.a.Unlink(ctx, d, "f"))
+	opens(f)
+	opens(f)
+	h.a.Forget(f, 1)
+	ended(f)
+	h.must(h.a.Sync(ctx))
+	if h.gone(id) {
+		t.Error("the stripe was deleted before the list that it is on was committed")
+	}
+
+	f, _ = h.file(d)
+	h.a.Release(f)
+	mustMake(t, h.a, d, "g", regMode)
+	h.must(h.a.Rename(ctx, d, "g", d, "f", 0))
+	opens(f)
+	h.must(h.a.Sync(ctx)) // with a note
+	h.a.Forget(f, 1)
+	ended(f)
+	h.must(h.a.Unlink(ctx, d, "f"))
+
+	f, _ = h.file(d)
+	h.a.Release(f)
+	h.must(h.a.Unlink(ctx, d, "f"))
+	_, before := h.a.regs.Calls()
+	h.must(h.a.Rmdir(ctx, tree.RootIno, "d"))
+	if _, after := h.a.regs.Calls(); after != before {
+		t.Errorf("rmdir of a directory whose file the kernel knows still took %d proposals", after-before)
+	}
+	if _, err := h.a.Open(ctx, f); !errors.Is(err, syscall.ESTALE) {
+		t.Errorf("open of a file whose directory has ended: %v", err)
+	}
 }

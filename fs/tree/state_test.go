@@ -214,24 +214,37 @@ func randomOp(r *rand.Rand, s *State, at Time, next *Ino) *Op {
 		ino = inos[r.IntN(len(inos))]
 	}
 	o := &Op{Time: at, Name: name(), Ino: ino}
-	switch r.IntN(10) {
+	switch r.IntN(12) {
 	case 0, 1, 2:
 		*next++
 		o.Kind, o.Ino, o.Mode = OpMake, *next, syscall.S_IFREG|0o644
 	case 3, 4:
 		o.Kind, o.Ino = OpUnlink, s.entries[o.Name].Ino
-		if o.Keep = r.IntN(5) == 0; o.Keep {
-			o.Session = rid(9)
+		if o.Keep = r.IntN(2) == 0; o.Keep {
+			o.Session = rid(8 + r.IntN(2))
 		}
 	case 5, 6:
 		o.Kind, o.New, o.Ino = OpRename, name(), s.entries[o.Name].Ino
 		o.Ino2 = s.entries[o.New].Ino
 		o.Flags = uint32([]RenameFlags{0, 0, RenameExchange}[r.IntN(3)])
+		if o.Keep = r.IntN(2) == 0; o.Keep {
+			o.Session = rid(8 + r.IntN(2))
+		}
 	case 7:
 		o.Kind, o.Name, o.Set, o.Mode, o.Mtime = OpSetattr, "", uint8(1+r.IntN(31)), uint32(r.IntN(512)), Time(r.IntN(1000))
 	case 8:
 		i := r.IntN(1000)
 		o.Kind, o.Name, o.Size, o.Extents, o.Mtime = OpWriteback, "", 100, []Extent{ext(uint64(r.IntN(50)), 50, i)}, at
+	case 10, 11: // mostly of what has lost its name
+		for _, i := range inos {
+			if s.inodes[i].Nlink == 0 || r.IntN(8) == 0 {
+				o.Inos = append(o.Inos, i)
+			}
+		}
+		o.Kind, o.Name, o.Ino, o.Session = OpRelease, "", 0, rid(8+r.IntN(2))
+		if r.IntN(4) == 0 {
+			o.Kind = OpKeep
+		}
 	case 9:
 		if r.IntN(2) == 0 {
 			o.Kind, o.New, o.Name = OpLink, o.Name, ""
@@ -446,3 +459,28 @@ const (
 	goldenHash   = 0x805f23521d73209c
 	goldenState  = "841f82e4ebc82982"
 )
+
+// What is removed while the kernel knows it, and forgotten at once, leaves nothing of that in the batch.
+func TestFoldForgotten(t *testing.T) {
+	me := rid(9)
+	born := []*Op{
+		{Kind: OpMake, Time: 1, Name: "f", Ino: 20, Mode: syscall.S_IFREG | 0o600},
+		{Kind: OpWriteback, Ino: 20, Size: 10, Extents: []Extent{ext(0, 10, 1)}},
+	}
+	unlink := &Op{Kind: OpUnlink, Time: 5, Name: "f", Ino: 20, Keep: true, Session: me}
+	release := &Op{Kind: OpRelease, Time: 6, Inos: []Ino{20}, Session: me}
+	if got := fold(append(born, unlink, release), 10); len(got) != 1 || got[0].Kind != OpTouch || len(got[0].Stripes) != 1 {
+		t.Errorf("made and removed:\n%s", show(got))
+	}
+	if got := fold([]*Op{unlink, release}, 10); len(got) != 1 || got[0].Keep || got[0].notes() {
+		t.Errorf("removed:\n%s", show(got))
+	}
+	rename := &Op{Kind: OpRename, Time: 5, Name: "g", New: "f", Ino: 21, Ino2: 20, Keep: true, Session: me}
+	if got := fold([]*Op{rename, release}, 10); len(got) != 1 || got[0].Keep {
+		t.Errorf("replaced:\n%s", show(got))
+	}
+	written := &Op{Kind: OpWriteback, Ino: 20, Size: 10, Extents: []Extent{ext(0, 10, 2)}}
+	if got := fold([]*Op{unlink, written, release}, 10); len(got) != 3 {
+		t.Errorf("removed, written and closed:\n%s", show(got))
+	}
+}

@@ -131,6 +131,8 @@ type node struct {
 	opens   int               // handles
 	foreign bool              // another mount changed it since the last Open
 	kept    bool              // there may be a note that it is open in this process
+	// nameless says that this mount took the last name, from the kernel's memory as well, and kept the file until the kernel forgets it.
+	nameless bool
 
 	ghost *ghost // what is left of an inode that ended here; nil: it has not
 

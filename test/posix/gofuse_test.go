@@ -9,7 +9,6 @@ import (
 // notHere are tests that are left out, with the reason. docs/posix.md says more.
 var notHere = map[string]string{
 	"FcntlFlockLocksFile": "a process is never in the way of its own fcntl locks",
-	"OpenSymlinkRace":     "an open that meets two replacements of its name in a row is ESTALE",
 }
 
 // What go-fuse tests its own file systems with.
