@@ -194,6 +194,11 @@ func TestKilledMountLosesItsLocks(t *testing.T) {
 func torture(t *testing.T, mode string, each int, dirs ...string) {
 	t.Helper()
 	name := "/" + mode + ".db"
+	defer func() {
+		for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
+			_ = os.Remove(dirs[0] + name + suffix) // the next round begins anew
+		}
+	}()
 	python(t, "database.py", "make", dirs[0]+name, mode)
 	const processes = 4
 	seed := fmt.Sprint(rand.Uint32())
@@ -209,10 +214,20 @@ func torture(t *testing.T, mode string, each int, dirs ...string) {
 	}
 }
 
+// TestSqlite goes on for MUTUALFS_FUZZ_TIME, if that is set (make torture).
 func TestSqlite(t *testing.T) {
 	a, b := twoMounts(t)
-	torture(t, "wal", 50, a.Mnt) // shares memory: one mount
-	torture(t, "truncate", 25, a.Mnt)
-	torture(t, "delete", 25, a.Mnt, b.Mnt)
-	torture(t, "persist", 25, b.Mnt, a.Mnt)
+	var long time.Duration
+	if v := os.Getenv("MUTUALFS_FUZZ_TIME"); v != "" {
+		var err error
+		if long, err = time.ParseDuration(v); err != nil {
+			t.Fatalf("MUTUALFS_FUZZ_TIME: %v", err)
+		}
+	}
+	for begin, rounds := time.Now(), 0; rounds == 0 || time.Since(begin) < long; rounds++ {
+		torture(t, "wal", 50, a.Mnt) // shares memory: one mount
+		torture(t, "truncate", 25, a.Mnt)
+		torture(t, "delete", 25, a.Mnt, b.Mnt)
+		torture(t, "persist", 25, b.Mnt, a.Mnt)
+	}
 }

@@ -128,11 +128,25 @@ func sourceTree(t *testing.T, dir string) {
 	}
 }
 
-// rsync from one mount to the other: the second time it finds nothing to do, and what has changed since is all that it does the third time.
-func TestRsyncBetweenMounts(t *testing.T) {
+// rsync from a local directory to a mount, inside a mount, and from one mount to the other: the second time it finds nothing to do, and what has
+// changed since is all that it does the third time.
+func TestRsync(t *testing.T) {
 	a, b := twoMounts(t)
-	src, dst := filepath.Join(a.Mnt, "src"), filepath.Join(b.Mnt, "dst")
+	for _, from := range []string{t.TempDir(), a.Mnt, b.Mnt} {
+		rsyncTwice(t, filepath.Join(from, "src"), []*Peer{b, a})
+	}
+}
+
+// rsyncTwice copies a tree to the first of the mounts.
+func rsyncTwice(t *testing.T, src string, mounts []*Peer) {
+	t.Helper()
+	dst := filepath.Join(mounts[0].Mnt, "dst")
 	sourceTree(t, src)
+	defer func() {
+		if err := errors.Join(os.RemoveAll(src), os.RemoveAll(dst)); err != nil {
+			t.Error(err)
+		}
+	}()
 	sync := func() string {
 		t.Helper()
 		return tool(t, "/", "", "rsync", "-aHAX", "--delete", "--itemize-changes", src+"/", dst)
@@ -140,7 +154,7 @@ func TestRsyncBetweenMounts(t *testing.T) {
 	if first := sync(); strings.Count(first, "\n") < 60 {
 		t.Errorf("the first rsync did only\n%s", first)
 	}
-	for _, who := range []*Peer{a, b} {
+	for _, who := range mounts {
 		if again := tool(t, "/", "", "rsync", "-aHAXc", "--delete", "--itemize-changes", src+"/", filepath.Join(who.Mnt, "dst")); again != "" {
 			t.Errorf("the second rsync, to %s, still did\n%s", who.Name, again)
 		}
