@@ -309,7 +309,11 @@ func TestMovesAreNoProof(t *testing.T) {
 	if r := w.audit(); !r.Proven || len(r.Findings) != 1 {
 		t.Fatalf("proven %v: %+v", r.Proven, r.Findings)
 	}
-	w.between = func() { i++; w.dir(m, d, fmt.Sprint("dir", i)) }
+	w.between = func() {
+		i++
+		w.dir(m, d, fmt.Sprint("dir", i))
+		must(t, m.Sync(t.Context())) // else no look need see it, and it hinders none
+	}
 	if r := w.audit(); r.Proven {
 		t.Fatal("proven while directories are made")
 	}

@@ -128,7 +128,9 @@ type Locks struct {
 	wg      sync.WaitGroup
 
 	mu       sync.Mutex
-	bg       context.Context // while Run runs
+	bg       context.Context                   // while Run runs
+	ran      bool                              // Run has begun
+	early    []func(ctx context.Context) error // what is to be done in the background as soon as it has
 	shards   [Shards]*shard
 	life     life // zero before the first session
 	ticket   uint64

@@ -50,7 +50,15 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) mount(t *testing.T, i int, adapt ...func(*Config)) *mount {
 	t.Helper()
-	m := &mount{regs: w.ring.Mount(mountID(i))}
+	m, run := w.prepare(t, i, adapt...)
+	run()
+	return m
+}
+
+// prepare makes a mount whose Run begins with the function returned.
+func (w *world) prepare(t *testing.T, i int, adapt ...func(*Config)) (m *mount, run func()) {
+	t.Helper()
+	m = &mount{regs: w.ring.Mount(mountID(i))}
 	c := Default()
 	c.Registers, c.Mount, c.Root, c.Seal = m.regs, mountID(i), root, noSeal
 	c.PollEvery, c.LeasePause, c.AliveEvery = 20*time.Millisecond, 10*time.Millisecond, 10*time.Millisecond
@@ -72,18 +80,19 @@ func (w *world) mount(t *testing.T, i int, adapt ...func(*Config)) *mount {
 		t.Fatal(err)
 	}
 	m.regs.OnRecall(func(ctx context.Context, id blocks.RegisterID) { m.Recall(ctx, id) })
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = m.Run(ctx)
-	}()
-	m.stop = sync.OnceFunc(func() { cancel(); <-done })
-	t.Cleanup(m.stop)
 	w.mu.Lock()
 	w.mounts[mountID(i)] = m
 	w.mu.Unlock()
-	return m
+	return m, func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = m.Run(ctx)
+		}()
+		m.stop = sync.OnceFunc(func() { cancel(); <-done })
+		t.Cleanup(m.stop)
+	}
 }
 
 func limited(t *testing.T) context.Context {
@@ -155,6 +164,29 @@ func TestWaitersAreTold(t *testing.T) {
 	must(t, a.Unlock(ctx, lk(1, 1, Unlock, 0, Last), false))
 	must(t, <-got)
 	mustBe(t, a.Lock(ctx, lk(1, 1, Read, 0, 0), 0, false), syscall.EAGAIN)
+}
+
+// What is told before Run has begun is not lost.
+func TestToldBeforeRun(t *testing.T) {
+	w := newWorld(t)
+	slow := func(c *Config) { c.PollEvery = time.Hour }
+	a, runA := w.prepare(t, 1, slow)
+	b, runB := w.prepare(t, 2, slow)
+	ctx := limited(t)
+	must(t, a.Lock(ctx, lk(1, 1, Write, 0, 9), 0, false))
+	got := make(chan error, 1)
+	go func() { got <- b.LockWait(ctx, lk(1, 1, Write, 0, 9), 0) }()
+	waitFor(t, func() bool { // its wait is agreed: whoever unlocks tells
+		r, err := b.regs.Read(ctx, b.shardOf(1).id, 0)
+		must(t, err)
+		v, err := decodeValue(r.Snapshot)
+		must(t, err)
+		return len(v.waits) == 1
+	})
+	must(t, a.Unlock(ctx, lk(1, 1, Unlock, 0, Last), false))
+	runA()
+	runB()
+	must(t, <-got)
 }
 
 func waiting(m *mount) int {

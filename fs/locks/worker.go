@@ -18,7 +18,12 @@ const maxDead = 1024
 func (l *Locks) Run(ctx context.Context) error {
 	l.mu.Lock()
 	l.bg = ctx
+	early := l.early
+	l.early, l.ran = nil, true
 	l.mu.Unlock()
+	for _, f := range early {
+		l.background(f)
+	}
 	tick := time.NewTicker(l.cfg.PollEvery)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -48,11 +53,14 @@ func (l *Locks) poke() {
 	}
 }
 
-// background runs f while Run runs; an error is logged, what matters is tried again by the worker.
+// background runs f while Run runs, or as soon as it does; an error is logged, what matters is tried again by the worker.
 func (l *Locks) background(f func(ctx context.Context) error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	bg := l.bg
+	if !l.ran {
+		l.early = append(l.early, f)
+	}
 	if bg == nil {
 		return
 	}

@@ -140,7 +140,7 @@ func (t *Tree) ref(ino Ino, home blocks.RegisterID) {
 	t.mu.Lock()
 	n := t.at(ino, home)
 	n.lookups++
-	n.ghost = nil // it has a name, so what ended it did not come to pass
+	n.ghost, n.nameless = nil, false // it has a name, so what ended it did not come to pass
 	t.mu.Unlock()
 }
 
