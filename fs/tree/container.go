@@ -248,6 +248,7 @@ func (t *Tree) mutateFast(c *container, orphans bool, b build, done func(*contai
 		c.mu.Unlock()
 		return ef, false, err
 	}
+	subdirs := c.st.subdirs
 	if err = c.fits(o); err == nil {
 		ef, err = Apply(c.st, o)
 	}
@@ -255,6 +256,7 @@ func (t *Tree) mutateFast(c *container, orphans bool, b build, done func(*contai
 		c.mu.Unlock()
 		return ef, false, err
 	}
+	t.sums.add(c.head, int(c.st.subdirs)-int(subdirs), c.st.Self.Mtime, c.st.Self.Ctime)
 	seq := t.enqueue(c, o)
 	if done != nil {
 		done(c, o, seq)
@@ -458,6 +460,7 @@ func (t *Tree) commitOne(ctx context.Context, c *container, seq Seq, o *Op, done
 		return ef, fmt.Errorf("%w: container %s: an agreed operation does not apply: %v", blocks.ErrCorrupt, c.id.Short(), err)
 	}
 	c.agreed(r, ch, seq)
+	t.sums.drop(c.head)
 	c.owes = c.st.frees()
 	for _, ino := range ef.MovedIn {
 		t.withNode(ino, func(n *node) { n.home = c.id })

@@ -72,10 +72,17 @@ func (t *Tree) sumPages(ctx context.Context, first blocks.RegisterID) (all pages
 }
 
 // withPages completes the attributes of a directory that has pages, first being the first of them.
-func (t *Tree) withPages(ctx context.Context, a Attr, setAt Time, first blocks.RegisterID) (Attr, error) {
-	all, err := t.sumPages(ctx, first)
-	if err != nil {
-		return a, err
+func (t *Tree) withPages(ctx context.Context, a Attr, setAt Time, head, first blocks.RegisterID) (Attr, error) {
+	sum, gen, known := t.sums.get(head)
+	all := pagesSum{pageSum: sum, sure: true}
+	if !known {
+		var err error
+		if all, err = t.sumPages(ctx, first); err != nil {
+			return a, err
+		}
+		if all.sure {
+			t.sums.put(head, gen, all.pageSum)
+		}
 	}
 	a.Nlink += all.subdirs
 	if all.mtime > setAt {
@@ -91,19 +98,19 @@ func (t *Tree) withPages(ctx context.Context, a Attr, setAt Time, first blocks.R
 // dirAttr returns what stat shows of an inode that read finds, a directory's pages included.
 func (t *Tree) dirAttr(ctx context.Context, read func(f func(c *container, s *State, n *Inode) error) error) (a Attr, err error) {
 	for range maxResolutions {
-		var first blocks.RegisterID
+		var head, first blocks.RegisterID
 		var setAt Time
 		err = read(func(c *container, s *State, n *Inode) error {
 			a = t.show(c, n)
 			if s.paged() && n == &s.Self {
-				first, setAt = s.pages[0].ID, s.setAt
+				head, first, setAt = c.id, s.pages[0].ID, s.setAt
 			}
 			return nil
 		})
 		if err != nil || first.IsZero() {
 			return a, err
 		}
-		if a, err = t.withPages(ctx, a, setAt, first); !isElsewhere(err) {
+		if a, err = t.withPages(ctx, a, setAt, head, first); !isElsewhere(err) {
 			return a, err
 		}
 	}

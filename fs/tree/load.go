@@ -165,6 +165,7 @@ func (t *Tree) adopt(ctx context.Context, c *container, r blocks.Register, moved
 	c.applied = max(c.applied, Seq(r.Applied[t.cfg.Mount]))
 	c.used = time.Now()
 	c.notePage()
+	t.sums.drop(c.head)
 	if fresh && old != nil {
 		t.invalidateAll(c, old)
 	}
@@ -298,6 +299,7 @@ func (t *Tree) vanished(c *container) {
 	defer c.mu.Unlock()
 	if !c.head.IsZero() {
 		c.strayAll(c.st)
+		t.sums.drop(c.head)
 	}
 	if len(c.ops) > 0 && c.st != nil && c.salvage == nil {
 		c.salvage = c.st

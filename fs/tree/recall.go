@@ -29,6 +29,7 @@ func (t *Tree) recall(ctx context.Context, id blocks.RegisterID) {
 	c.closed = true
 	c.noLease = time.Now().Add(t.cfg.LeasePause)
 	expiry := time.Now().Add(validFor)
+	t.sums.drop(c.head)
 	c.mu.Unlock()
 	err = t.flushFiles(ctx, c)
 	if err == nil {

@@ -179,6 +179,7 @@ type Tree struct {
 	trash map[blocks.RegisterID]int // transactions to be ended by the freer, and how often that was tried
 
 	session session
+	sums    sums
 }
 
 // New opens the journal and returns a Tree that answers once Run replayed it.
