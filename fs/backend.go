@@ -37,6 +37,8 @@ type Backend interface {
 
 	Getxattr(ctx context.Context, ino tree.Ino, name string) ([]byte, error) // ENODATA
 	Setxattr(ctx context.Context, ino tree.Ino, name string, value []byte, flags uint32) error
+	// SetACL is Setxattr of tree.ACLAccess: the mode changes with it. dropSetgid: set-group-ID ends.
+	SetACL(ctx context.Context, ino tree.Ino, value []byte, dropSetgid bool) error
 	Listxattr(ctx context.Context, ino tree.Ino) ([]string, error)
 	Removexattr(ctx context.Context, ino tree.Ino, name string) error
 

@@ -80,7 +80,7 @@ func Mount(cfg Config) (*Face, error) {
 		fuse.DefaultPermissions(), fuse.AsyncRead(), fuse.MaxReadahead(1 << 20),
 		fuse.LockingFlock(), fuse.LockingPOSIX(),
 		fuse.MaxBackground(64), fuse.CongestionThreshold(48), fuse.HandleKillPriv(), fuse.CacheSymlinks(),
-		initFlags(fuse.InitDoReaddirplus | fuse.InitReaddirplusAuto),
+		initFlags(fuse.InitDoReaddirplus | fuse.InitReaddirplusAuto | fuse.InitPosixACL | fuse.InitDontMask),
 	}, cfg.Options...)
 	conn, err := fuse.Mount(cfg.Mountpoint, options...)
 	if err != nil {

@@ -81,9 +81,9 @@ func (f *Face) route(req fuse.Request) call {
 func (f *Face) routeNames(req fuse.Request) call {
 	switch r := req.(type) {
 	case *fuse.MkdirRequest:
-		return f.make(r.Node, r.Name, tree.MakeArgs{Mode: unixMode(r.Mode), Uid: r.Uid, Gid: r.Gid, Excl: true})
+		return f.make(r.Node, r.Name, tree.MakeArgs{Mode: unixMode(r.Mode), Umask: umask(r.Umask), Uid: r.Uid, Gid: r.Gid, Excl: true})
 	case *fuse.MknodRequest:
-		return f.make(r.Node, r.Name, tree.MakeArgs{Mode: unixMode(r.Mode), Uid: r.Uid, Gid: r.Gid, Rdev: r.Rdev, Excl: true})
+		return f.make(r.Node, r.Name, tree.MakeArgs{Mode: unixMode(r.Mode), Umask: umask(r.Umask), Uid: r.Uid, Gid: r.Gid, Rdev: r.Rdev, Excl: true})
 	case *fuse.SymlinkRequest:
 		return f.make(r.Node, r.NewName, tree.MakeArgs{Mode: syscall.S_IFLNK | 0o777, Uid: r.Uid, Gid: r.Gid, Target: r.Target, Excl: true})
 	case *fuse.RemoveRequest:
@@ -125,6 +125,9 @@ func (f *Face) routeNames(req fuse.Request) call {
 			if err := xattrName(r.Name); err != nil {
 				return err
 			}
+			if r.Name == tree.ACLAccess {
+				return f.backend.SetACL(ctx, node(r.Node), r.Xattr, r.SetxattrFlags&fuse.SetxattrACLKillSGID != 0)
+			}
 			return f.backend.Setxattr(ctx, node(r.Node), r.Name, r.Xattr, r.Flags)
 		}}
 	case *fuse.RemovexattrRequest:
@@ -132,7 +135,11 @@ func (f *Face) routeNames(req fuse.Request) call {
 			if err := xattrName(r.Name); err != nil {
 				return err
 			}
-			return f.backend.Removexattr(ctx, node(r.Node), r.Name)
+			err := f.backend.Removexattr(ctx, node(r.Node), r.Name)
+			if errors.Is(err, syscall.ENODATA) && isACL(r.Name) {
+				return nil // there is always a list, if only that of the mode
+			}
+			return err
 		}}
 	case *fuse.FAllocateRequest:
 		return call{run: func(ctx context.Context, _ *reply) error {
@@ -164,11 +171,15 @@ func xattrName(name string) error {
 	return nil
 }
 
-// xattrSupported reports whether the name space of an extended attribute is kept. Those of system (POSIX ACLs) are not: a
-// program that is told so uses the mode bits, one whose ACL were kept as mere bytes would believe in permissions that nobody checks.
+// xattrSupported reports whether the name space of an extended attribute is kept: of system only POSIX access-control lists are.
 func xattrSupported(name string) bool {
-	return strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "security.")
+	return strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "security.") || isACL(name)
 }
+
+func isACL(name string) bool { return name == tree.ACLAccess || name == tree.ACLDefault }
+
+// umask is what the kernel leaves to a server that keeps access-control lists: a default list counts instead.
+func umask(m os.FileMode) uint32 { return uint32(m.Perm()) }
 
 // unixMode undoes the library's translation of modes.
 func unixMode(m os.FileMode) uint32 {
@@ -289,7 +300,7 @@ func (f *Face) create(r *fuse.CreateRequest) call {
 	return call{run: func(ctx context.Context, out *reply) error {
 		if made == nil {
 			a, _, err := f.backend.Make(ctx, node(r.Node), r.Name, tree.MakeArgs{
-				Mode: unixMode(r.Mode)&permBits | syscall.S_IFREG, Uid: r.Uid, Gid: r.Gid, Excl: r.Flags&fuse.OpenExclusive != 0, Open: true})
+				Mode: unixMode(r.Mode)&permBits | syscall.S_IFREG, Umask: umask(r.Umask), Uid: r.Uid, Gid: r.Gid, Excl: r.Flags&fuse.OpenExclusive != 0, Open: true})
 			if err != nil {
 				return err
 			}

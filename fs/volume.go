@@ -31,6 +31,7 @@ type Names interface {
 	ReadDir(ctx context.Context, dir tree.Ino) (entries []tree.Entry, parent tree.Ino, err error)
 	Getxattr(ctx context.Context, ino tree.Ino, name string) ([]byte, error)
 	Setxattr(ctx context.Context, ino tree.Ino, name string, value []byte, flags uint32) error
+	SetACL(ctx context.Context, ino tree.Ino, value []byte, dropSetgid bool) error
 	Listxattr(ctx context.Context, ino tree.Ino) ([]string, error)
 	Removexattr(ctx context.Context, ino tree.Ino, name string) error
 	DropCapability(ctx context.Context, ino tree.Ino) error

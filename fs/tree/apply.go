@@ -131,6 +131,8 @@ func (s *State) make(o *Op) {
 	if n.kind() == syscall.S_IFLNK {
 		n.Target = string(o.Data)
 		n.Size = uint64(len(o.Data))
+	} else {
+		n.inheritACL(o.Data)
 	}
 	s.inodes[o.Ino] = n
 }
@@ -313,10 +315,10 @@ func (s *State) doInode(o *Op) {
 		}
 	case OpSetXattr:
 		n.setXattr(o.Name, o.Data)
-		n.Ctime = o.Time
+		n.setattr(o)
 	case OpRemoveXattr:
 		n.removeXattr(o.Name)
-		n.Ctime = o.Time
+		n.setattr(o)
 	case OpWriteback:
 		var inline []byte
 		if o.Inline {
@@ -352,7 +354,7 @@ func (s *State) doInode(o *Op) {
 
 func (n *Inode) setattr(o *Op) {
 	if o.Set&setMode != 0 {
-		n.Mode = n.Mode&syscall.S_IFMT | o.Mode&^uint32(syscall.S_IFMT)
+		n.setPermissions(o.Mode)
 	}
 	if o.Set&setUid != 0 {
 		n.Uid = o.Uid

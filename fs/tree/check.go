@@ -110,6 +110,9 @@ func (s *State) checkNames(o *Op) error {
 		if o.Ino == 0 || s.inode(o.Ino) != nil || isDir(o.Mode) == o.Child.IsZero() || len(o.Data) > MaxTarget {
 			return fmt.Errorf("%w: new inode %d", blocks.ErrInvalid, o.Ino)
 		}
+		if len(o.Data) > 0 && o.Mode&syscall.S_IFMT != syscall.S_IFLNK && checkACL(o.Data) != nil {
+			return fmt.Errorf("%w: new inode %d inherits what is no access-control list", blocks.ErrInvalid, o.Ino)
+		}
 	case OpUnlink:
 		switch {
 		case !have || o.Ino != 0 && cur.Ino != o.Ino:
@@ -225,6 +228,11 @@ func (s *State) checkInode(o *Op) error {
 		switch {
 		case len(o.Data) > MaxXattr:
 			return syscall.E2BIG
+		case o.Name == ACLAccess, o.Name == ACLDefault:
+			if o.Name == ACLDefault && !isDir(n.Mode) {
+				return syscall.EACCES
+			}
+			return checkACL(o.Data)
 		case o.Name == "" || len(o.Name) > MaxName:
 			return syscall.ERANGE
 		case o.Flags&xattrCreate != 0 && have:

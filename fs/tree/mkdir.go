@@ -33,7 +33,7 @@ func (t *Tree) mkdir(ctx context.Context, dir Ino, parent blocks.RegisterID, nam
 		}
 		o.Ino, o.Child = ino, id
 		cc.mu.Lock()
-		cc.st = newDir(ino, o.Mode, o.Uid, o.Gid, o.Time, parent, dir)
+		cc.st = newDir(ino, o.Mode, o.Uid, o.Gid, o.Time, o.Data, parent, dir)
 		cc.unborn, cc.parent, cc.since = true, c.id, time.Now()
 		cc.mu.Unlock()
 		t.mu.Lock()

@@ -11,14 +11,14 @@ import (
 type OpKind uint8
 
 const (
-	OpMake        OpKind = 1  // Name, Ino, Mode, Uid, Gid, Rdev, Data (target), Child (directories), Keep, Session
+	OpMake        OpKind = 1  // Name, Ino, Mode, Uid, Gid, Rdev, Data (target; else the default ACL that it inherits), Child (directories), Keep, Session
 	OpUnlink      OpKind = 2  // Name, Ino, Keep, Session
 	OpRmdir       OpKind = 3  // Name, Ino, Child; what the child leaves behind: Stripes, Regs
 	OpRename      OpKind = 4  // Name to New, Ino, Ino2 (what is replaced or exchanged), Flags, Keep, Session
 	OpLink        OpKind = 5  // Ino gets the name New
 	OpSetattr     OpKind = 6  // Ino, Set, Mode, Uid, Gid, Atime, Mtime
-	OpSetXattr    OpKind = 7  // Ino, Name, Data, Flags
-	OpRemoveXattr OpKind = 8  // Ino, Name
+	OpSetXattr    OpKind = 7  // Ino, Name, Data, Flags; of an access ACL Set, Mode
+	OpRemoveXattr OpKind = 8  // Ino, Name; of an access ACL Set, Mode
 	OpWriteback   OpKind = 9  // Ino, Extents or Data, Size, Mtime, Mount, Flushed
 	OpTruncate    OpKind = 10 // Ino, Size
 	OpPunch       OpKind = 11 // Ino, Off, Size

@@ -3,6 +3,7 @@ package tree
 import (
 	"context"
 	"errors"
+	"slices"
 	"syscall"
 
 	"github.com/mutualfs/mutualfs/blocks"
@@ -392,12 +393,15 @@ func (t *Tree) heirOf(ctx context.Context, head blocks.RegisterID, sure bool) (h
 	}
 	err = t.read(ctx, head, func(_ *container, s *State) error {
 		heir = &Inode{Mode: s.Self.Mode, Gid: s.Self.Gid}
+		if d := s.Self.defaultACL(); d != nil {
+			heir.setXattr(ACLDefault, d)
+		}
 		return nil
 	})
 	return heir, err
 }
 
-// makeOp fills in what the directory decides: with set-group-ID, its group.
+// makeOp fills in what the directory decides: with set-group-ID, its group; with a default access-control list, the permissions.
 func makeOp(s *State, heir *Inode, name string, args MakeArgs) (*Op, error) {
 	if s.Kind == KindDir {
 		heir = &s.Self
@@ -406,8 +410,13 @@ func makeOp(s *State, heir *Inode, name string, args MakeArgs) (*Op, error) {
 		return nil, errNoHeir
 	}
 	o := &Op{Kind: OpMake, Time: now(), Name: name, Mode: args.Mode, Uid: args.Uid, Gid: args.Gid, Rdev: args.Rdev}
-	if args.Target != "" {
+	switch deflt := heir.defaultACL(); {
+	case args.Mode&syscall.S_IFMT == syscall.S_IFLNK:
 		o.Data = []byte(args.Target)
+	case deflt != nil:
+		o.Data, o.Mode = slices.Clone(deflt), deflt.inherit(o.Mode)
+	default:
+		o.Mode &^= args.Umask
 	}
 	if heir.Mode&syscall.S_ISGID != 0 {
 		o.Gid = heir.Gid
@@ -443,6 +452,16 @@ func (t *Tree) Getxattr(ctx context.Context, ino Ino, name string) ([]byte, erro
 		return nil
 	})
 	return v, err
+}
+
+// SetACL gives an inode an access list, and the mode that goes with it. dropSetgid: set-group-ID ends.
+func (t *Tree) SetACL(ctx context.Context, ino Ino, value []byte, dropSetgid bool) error {
+	if err := checkACL(value); err != nil {
+		return err
+	}
+	v := slices.Clone(value)
+	_, err := t.mutateIno(ctx, ino, func(_ *State, n *Inode) (*Op, error) { return aclOp(n, v, dropSetgid), nil }, nil)
+	return err
 }
 
 // Setxattr sets an extended attribute; flags are XATTR_CREATE and XATTR_REPLACE.

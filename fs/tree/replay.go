@@ -176,7 +176,7 @@ func (r *replayer) born(c *container, o *Op, seq Seq) {
 	cc.mu.Lock()
 	defer cc.mu.Unlock()
 	if cc.st == nil {
-		cc.st = newDir(o.Ino, o.Mode, o.Uid, o.Gid, o.Time, c.st.head(c.id), c.st.Self.Ino)
+		cc.st = newDir(o.Ino, o.Mode, o.Uid, o.Gid, o.Time, o.Data, c.st.head(c.id), c.st.Self.Ino)
 		cc.unborn, cc.replayed, cc.parent, cc.birth, cc.since = true, true, c.id, seq, time.Now()
 	}
 }

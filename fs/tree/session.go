@@ -295,6 +295,17 @@ func (t *Tree) endNotes(ctx context.Context, all bool) {
 	}
 }
 
+// forgetAll is what the kernel does when the mount ends; of that it does not tell.
+func (t *Tree) forgetAll() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for ino, n := range t.nodes {
+		if n.lookups = 0; n.nameless && n.kept && n.opens == 0 {
+			t.leaving[noteAt{ino: ino}] = time.Now()
+		}
+	}
+}
+
 // closed forgets that inodes may be noted as open. What has been opened again meanwhile stays as it is.
 func (t *Tree) closed(inos []Ino) {
 	t.mu.Lock()

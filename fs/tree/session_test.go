@@ -321,3 +321,18 @@ func TestFileStaysUntilForgotten(t *testing.T) {
 		t.Errorf("open of a file whose directory has ended: %v", err)
 	}
 }
+
+// What the kernel had not forgotten when the mount ended leaves nothing in the registers.
+func TestUnforgottenFilesEndWithTheMount(t *testing.T) {
+	h := newHolders(t, time.Hour, time.Hour)
+	f := mustMake(t, h.a, tree.RootIno, "f", regMode)
+	h.must(h.a.Sync(t.Context()))
+	h.must(h.a.Unlink(t.Context(), tree.RootIno, "f"))
+	h.must(h.a.Sync(t.Context()))
+	h.a.end(t)
+	facts, err := tree.NewSurveyor(h.ring, volumeKey).Facts(t.Context(), rootID)
+	h.must(err)
+	if len(facts.Inodes) > 0 && facts.Inodes[len(facts.Inodes)-1].Ino == f {
+		t.Errorf("the register still has %+v", facts.Inodes)
+	}
+}

@@ -79,10 +79,11 @@ func newState(k Kind) *State {
 }
 
 // newDir returns the state of a fresh directory.
-func newDir(ino Ino, mode, uid, gid uint32, now Time, parent blocks.RegisterID, parentIno Ino) *State {
+func newDir(ino Ino, mode, uid, gid uint32, now Time, deflt acl, parent blocks.RegisterID, parentIno Ino) *State {
 	s := newState(KindDir)
 	s.entries = map[string]Dentry{}
 	s.Self = Inode{Ino: ino, Mode: syscall.S_IFDIR | mode&^uint32(syscall.S_IFMT), Uid: uid, Gid: gid, Atime: now, Mtime: now, Ctime: now}
+	s.Self.inheritACL(deflt)
 	s.Parent, s.ParentIno = parent, parentIno
 	return s
 }

@@ -34,7 +34,7 @@ func ext(off, l uint64, i int) Extent {
 	return Extent{Off: off, Len: l, Stripe: blocks.StripeRef{ID: sid(i), Len: 1 << 20, K: 4, M: 2}}
 }
 
-func testDir() *State { return newDir(10, 0o755, 1, 2, 100, rid(9), 1) }
+func testDir() *State { return newDir(10, 0o755, 1, 2, 100, nil, rid(9), 1) }
 
 // The rules of POSIX, operation by operation.
 func TestApply(t *testing.T) {

@@ -241,6 +241,7 @@ func (t *Tree) Run(ctx context.Context) error {
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.CommitTimeout)
 	defer cancel()
 	t.flushAtimes()
+	t.forgetAll()
 	t.endNotes(end, true)
 	if err := t.Sync(end); err != nil {
 		t.log.Warn().Err(err).Msg("not everything could be committed; it stays in the journal")
@@ -353,7 +354,7 @@ func Format(ctx context.Context, regs Registers, mount blocks.PeerID, root block
 	if err := create(lockID(root), newState(KindLock)); err != nil && !errors.Is(err, blocks.ErrConflict) {
 		return fmt.Errorf("create the rename lock: %w", err)
 	}
-	s := newDir(RootIno, 0o755, uid, gid, now(), blocks.RegisterID{}, RootIno)
+	s := newDir(RootIno, 0o755, uid, gid, now(), nil, blocks.RegisterID{}, RootIno)
 	err := create(root, s)
 	if errors.Is(err, blocks.ErrConflict) {
 		return fmt.Errorf("%w: the root directory %s", blocks.ErrExists, root.Short())

@@ -86,7 +86,8 @@ type SetAttr struct {
 
 // MakeArgs describes a new entry of any kind.
 type MakeArgs struct {
-	Mode   uint32 // type and permissions, umask applied
+	Mode   uint32 // type and permissions
+	Umask  uint32 // what of the permissions is not given, unless the directory has a default access-control list
 	Uid    uint32
 	Gid    uint32
 	Rdev   uint32

@@ -111,6 +111,9 @@ func TestGitOnTwoMounts(t *testing.T) {
 func sourceTree(t *testing.T, dir string) {
 	t.Helper()
 	path := func(name string) string { return filepath.Join(dir, name) }
+	// An access-control list: the owner may read and write, user 1234 read, others nothing.
+	list := []byte("\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\xd2\x04\x00\x00" + "\x04\x00\x00\x00\xff\xff\xff\xff" +
+		"\x10\x00\x04\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff")
 	var errs []error
 	for i := range 60 {
 		sub := path(fmt.Sprint("dir", i%6))
@@ -121,6 +124,7 @@ func sourceTree(t *testing.T, dir string) {
 		os.Symlink("dir0/file0", path("soft")), os.Symlink("nowhere", path("broken")),
 		syscall.Mkfifo(path("fifo"), 0o600),
 		syscall.Setxattr(path("dir2/file2"), "user.name", []byte("value"), 0), syscall.Setxattr(path("dir3"), "user.dir", []byte("x"), 0),
+		syscall.Setxattr(path("dir1/file1"), "system.posix_acl_access", list, 0), syscall.Setxattr(path("dir2"), "system.posix_acl_default", list, 0),
 		os.Chmod(path("dir4/file4"), 0o4755), os.Chown(path("dir5/file5"), 1234, 5678),
 		os.Truncate(path("dir0/file6"), 3<<20), os.Chtimes(path("dir1/file7"), time.Unix(1e9, 7), time.Unix(1e9, 123456789)))
 	if err := errors.Join(errs...); err != nil {
