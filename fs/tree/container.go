@@ -270,6 +270,9 @@ func (t *Tree) mutateFast(c *container, orphans bool, b build, done func(*contai
 		t.kick()
 	}
 	t.settle(ef)
+	if o.Kind == OpRelease { // nobody was promised anything: what a process that dies had open is open no more
+		return ef, false, nil
+	}
 	return ef, false, t.j.wait(seq)
 }
 
