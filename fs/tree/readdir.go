@@ -2,6 +2,8 @@ package tree
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"syscall"
 
 	"github.com/mutualfs/mutualfs/blocks"
@@ -69,14 +71,15 @@ func (l *lister) walk(ctx context.Context, head blocks.RegisterID) error {
 	return nil
 }
 
-// add lists one container. Its mu is held.
+// add lists one container, by name: who reads a directory twice finds the same order. Its mu is held.
 func (l *lister) add(c *container, s *State) {
 	t := l.t
 	sure := t.leased(c) && !c.closed
 	if l.entries == nil {
 		l.entries = make([]Entry, 0, len(s.entries))
 	}
-	for name, e := range s.entries {
+	for _, name := range slices.Sorted(maps.Keys(s.entries)) {
+		e := s.entries[name]
 		v := Entry{Name: name, Attr: Attr{Ino: e.Ino, Mode: e.Type}}
 		if e.Child.IsZero() {
 			v.Attr, v.Full = t.show(c, s.inodes[e.Ino]), true

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -343,6 +344,18 @@ func listing(t *testing.T, dir string) {
 	d, err := os.Open(dir)
 	must(t, err)
 	defer d.Close()
+	var orders [2][]string
+	for i := range orders {
+		_, err := d.Seek(0, 0)
+		must(t, err)
+		orders[i], err = d.Readdirnames(-1)
+		must(t, err)
+	}
+	if !slices.Equal(orders[0], orders[1]) {
+		t.Error("read again, the directory has another order")
+	}
+	_, err = d.Seek(0, 0)
+	must(t, err)
 	seen := map[string]int{}
 	for i := 0; ; i++ {
 		list, err := d.Readdirnames(50)
