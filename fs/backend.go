@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 
+	"github.com/mutualfs/mutualfs/blocks"
 	"github.com/mutualfs/mutualfs/fs/locks"
 	"github.com/mutualfs/mutualfs/fs/tree"
 )
@@ -31,9 +32,10 @@ type Backend interface {
 	Rename(ctx context.Context, dir tree.Ino, name string, newDir tree.Ino, newName string, flags tree.RenameFlags) error
 	Link(ctx context.Context, ino tree.Ino, newDir tree.Ino, newName string) (tree.Attr, error)
 	Readlink(ctx context.Context, ino tree.Ino) (string, error)
-	// ReadDir returns the whole directory as it is now, without "." and "..", and its parent.
+	// ReadDir returns a part of a directory as it is now, without "." and "..": the first if from is zero, with its parent, else that
+	// which begins there. next is where the next part begins, zero after the last.
 	// The slice belongs to the caller, the kernel's references are not counted: see Ref.
-	ReadDir(ctx context.Context, dir tree.Ino) (entries []tree.Entry, parent tree.Ino, err error)
+	ReadDir(ctx context.Context, dir tree.Ino, from blocks.RegisterID) (entries []tree.Entry, parent tree.Ino, next blocks.RegisterID, err error)
 
 	Getxattr(ctx context.Context, ino tree.Ino, name string) ([]byte, error) // ENODATA
 	Setxattr(ctx context.Context, ino tree.Ino, name string, value []byte, flags uint32) error

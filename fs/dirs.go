@@ -6,12 +6,13 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/mutualfs/mutualfs/blocks"
 	"github.com/mutualfs/mutualfs/fs/tree"
 )
 
-// dirHandles are the open directories. A handle reads its directory once, at
-// its first READDIR (and again after rewinddir), so a listing neither repeats nor misses an entry that stayed
-// while others come and go; a position is an index into that snapshot.
+// dirHandles are the open directories. A handle reads its directory once, part by part as far as it is asked for (and again after
+// rewinddir), so a listing neither repeats nor misses an entry that stayed while others come and go; a position is an index into
+// what was read.
 type dirHandles struct {
 	mu   sync.Mutex
 	last uint64
@@ -19,10 +20,16 @@ type dirHandles struct {
 }
 
 type dirHandle struct {
-	mu      sync.Mutex // guards the snapshot; never held across the backend's call
+	mu sync.Mutex // never held across the backend's call
+	listing
+}
+
+// listing is what has been read of a directory.
+type listing struct {
+	begun   bool
 	entries []tree.Entry
 	parent  tree.Ino
-	loaded  bool
+	next    blocks.RegisterID // where what has not been read begins, zero: it all has
 }
 
 func (d *dirHandles) add() uint64 {
@@ -45,23 +52,33 @@ func (d *dirHandles) remove(fh uint64) {
 	delete(d.open, fh)
 }
 
-// snapshot returns the handle's listing, read anew at offset 0.
-func (h *dirHandle) snapshot(ctx context.Context, b Backend, dir tree.Ino, off uint64) ([]tree.Entry, tree.Ino, error) {
+// upTo returns the handle's listing, read so far that it has position off, if the directory has; at offset 0 it is read anew.
+func (h *dirHandle) upTo(ctx context.Context, b Backend, dir tree.Ino, off uint64) (listing, error) {
 	h.mu.Lock()
-	entries, parent, loaded := h.entries, h.parent, h.loaded
-	h.mu.Unlock()
-	if loaded && off > 0 {
-		return entries, parent, nil
+	if off == 0 {
+		h.listing = listing{}
 	}
-	entries, parent, err := b.ReadDir(ctx, dir)
-	if err != nil {
-		return nil, 0, err
-	}
-	h.mu.Lock()
-	h.entries, h.parent, h.loaded = entries, parent, true
+	l := h.listing
 	h.mu.Unlock()
-	b.Accessed(dir)
-	return entries, parent, nil
+	for !l.begun || off >= uint64(len(l.entries))+2 && !l.next.IsZero() {
+		entries, parent, next, err := b.ReadDir(ctx, dir, l.next)
+		if err != nil {
+			return l, err
+		}
+		if !l.begun {
+			b.Accessed(dir)
+		}
+		h.mu.Lock()
+		if h.begun == l.begun && h.next == l.next { // else somebody else was first
+			if !l.begun {
+				h.parent = parent
+			}
+			h.begun, h.entries, h.next = true, append(h.entries, entries...), next
+		}
+		l = h.listing
+		h.mu.Unlock()
+	}
+	return l, nil
 }
 
 // readDir fills the reply with entries from position off, at most size bytes, with
@@ -71,20 +88,20 @@ func (f *Face) readDir(ctx context.Context, out *reply, dir tree.Ino, fh, off ui
 	if h == nil {
 		return syscall.EBADF
 	}
-	entries, parent, err := h.snapshot(ctx, f.backend, dir, off)
+	l, err := h.upTo(ctx, f.backend, dir, off)
 	if err != nil {
 		return err
 	}
 	end := outHeader + min(size, maxRead)
-	for ; off < uint64(len(entries))+2; off++ {
+	for ; off < uint64(len(l.entries))+2; off++ {
 		var e tree.Entry
 		switch off {
 		case 0:
 			e = tree.Entry{Name: ".", Attr: tree.Attr{Ino: dir, Mode: syscall.S_IFDIR}}
 		case 1:
-			e = tree.Entry{Name: "..", Attr: tree.Attr{Ino: parent, Mode: syscall.S_IFDIR}}
+			e = tree.Entry{Name: "..", Attr: tree.Attr{Ino: l.parent, Mode: syscall.S_IFDIR}}
 		default:
-			e = entries[off-2]
+			e = l.entries[off-2]
 		}
 		need := direntSize(e.Name)
 		if plus {

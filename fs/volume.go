@@ -28,7 +28,7 @@ type Names interface {
 	Rename(ctx context.Context, dir tree.Ino, name string, newDir tree.Ino, newName string, flags tree.RenameFlags) error
 	Link(ctx context.Context, ino tree.Ino, newDir tree.Ino, newName string) (tree.Attr, error)
 	Readlink(ctx context.Context, ino tree.Ino) (string, error)
-	ReadDir(ctx context.Context, dir tree.Ino) (entries []tree.Entry, parent tree.Ino, err error)
+	ReadDir(ctx context.Context, dir tree.Ino, from blocks.RegisterID) (entries []tree.Entry, parent tree.Ino, next blocks.RegisterID, err error)
 	Getxattr(ctx context.Context, ino tree.Ino, name string) ([]byte, error)
 	Setxattr(ctx context.Context, ino tree.Ino, name string, value []byte, flags uint32) error
 	SetACL(ctx context.Context, ino tree.Ino, value []byte, dropSetgid bool) error

@@ -23,7 +23,7 @@ func TestDirectoriesAreReadAhead(t *testing.T) {
 	m = start(t, ring, 2, t.TempDir(), nil)
 	ctx := t.Context()
 	mustMake(t, m, tree.RootIno, "here", regMode) // takes the lease of the root
-	list, _, err := m.ReadDir(ctx, tree.RootIno)
+	list, _, err := m.List(ctx, tree.RootIno)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestDirectoriesAreReadAhead(t *testing.T) {
 	known := func(i int) bool { // from memory
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
 		defer cancel()
-		ents, _, err := m.ReadDir(ctx, dirs[i].Attr.Ino)
+		ents, _, err := m.List(ctx, dirs[i].Attr.Ino)
 		return err == nil && len(ents) == 1
 	}
 	if r, w := m.regs.Calls(); r != reads || w != writes {

@@ -124,7 +124,7 @@ func directoryLife(b *testing.B, n int, spent *[5]time.Duration) {
 		return err
 	})
 	at = time.Now()
-	if entries, _, err := m.ReadDir(ctx, dir); err != nil || len(entries) != n {
+	if entries, _, err := m.List(ctx, dir); err != nil || len(entries) != n {
 		b.Fatalf("%d entries, %v", len(entries), err)
 	}
 	spent[2] += time.Since(at)

@@ -126,7 +126,7 @@ func dump(t testing.TB, m *mount) []string {
 	var out []string
 	var walk func(dir tree.Ino, path string)
 	walk = func(dir tree.Ino, path string) {
-		ents, _, err := m.ReadDir(t.Context(), dir)
+		ents, _, err := m.List(t.Context(), dir)
 		if err != nil {
 			t.Fatalf("ReadDir %s: %v", path, err)
 		}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mutualfs/mutualfs/blocks"
 	"github.com/mutualfs/mutualfs/fs/tree"
 )
 
@@ -22,7 +23,7 @@ func fill(t testing.TB, m *mount, dir tree.Ino, from, to int) {
 
 func names(t testing.TB, m *mount, dir tree.Ino) []string {
 	t.Helper()
-	ents, _, err := m.ReadDir(t.Context(), dir)
+	ents, _, err := m.List(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -251,5 +252,41 @@ func TestSplitBySize(t *testing.T) {
 	other := start(t, ring, 2, t.TempDir(), nil)
 	if n := len(names(t, other, find(t, other, "d"))); n != 4000 {
 		t.Errorf("%d names", n)
+	}
+}
+
+// A listing that goes on while the directory's pages are split names what stayed exactly once.
+func TestListWhilePagesSplit(t *testing.T) {
+	m := start(t, newRing(t), 1, t.TempDir(), func(c *tree.Config) { c.SplitEntries = 8 })
+	ctx := t.Context()
+	d := mustMake(t, m, tree.RootIno, "d", dirMode)
+	const stay = 60
+	fill(t, m, d, 0, stay)
+	seen := map[string]int{}
+	var from blocks.RegisterID
+	parts := 0
+	for {
+		entries, _, next, err := m.ReadDir(ctx, d, from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			seen[e.Name]++
+		}
+		if parts++; next.IsZero() {
+			break
+		}
+		for i := range 10 {
+			mustMake(t, m, d, fmt.Sprint("new", parts, "-", i), regMode)
+		}
+		from = next
+	}
+	for i := range stay {
+		if name := fmt.Sprint("f", i); seen[name] != 1 {
+			t.Errorf("%s was listed %d times in %d parts", name, seen[name], parts)
+		}
+	}
+	if parts < 4 {
+		t.Errorf("only %d parts", parts)
 	}
 }

@@ -2,6 +2,7 @@ package tree
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"syscall"
@@ -9,11 +10,10 @@ import (
 	"github.com/mutualfs/mutualfs/blocks"
 )
 
-// lister gathers the entries of a directory.
+// lister gathers the entries of a directory, or of a page.
 type lister struct {
 	t        *Tree
 	dir      Ino
-	parent   Ino
 	entries  []Entry
 	children []listed
 }
@@ -25,50 +25,38 @@ type listed struct {
 	sure  bool
 }
 
-// ReadDir lists a directory. One with pages is read page by page, along the list: what is there all the time is listed
-// once, whatever comes, goes, or splits meanwhile.
-func (t *Tree) ReadDir(ctx context.Context, dir Ino) (entries []Entry, parent Ino, err error) {
-	home, err := t.home(dir)
+// ReadDir lists the part of a directory that begins at a page, zero being the beginning, and returns the page where the next
+// part begins, zero after the last. parent comes with the first part. The pages are a list, and each is read as it is at one moment, together with the
+// one behind it: what is there all the time is listed once, whatever comes, goes, or splits between two calls.
+func (t *Tree) ReadDir(ctx context.Context, dir Ino, from blocks.RegisterID) (entries []Entry, parent Ino, next blocks.RegisterID, err error) {
+	id := from
+	if from.IsZero() {
+		if id, err = t.home(dir); err != nil {
+			return nil, 0, next, err
+		}
+	}
+	l := lister{t: t, dir: dir}
+	err = t.read(ctx, id, func(c *container, s *State) error {
+		if !s.named() || s.Self.Ino != dir {
+			return syscall.ENOTDIR
+		}
+		if s.Kind == KindDir {
+			parent = s.ParentIno
+		}
+		if next = s.next; s.paged() {
+			next = s.pages[0].ID
+		}
+		l.add(c, s)
+		return nil
+	})
+	if !from.IsZero() && (isElsewhere(err) || errors.Is(err, syscall.ENOENT)) {
+		return nil, 0, blocks.RegisterID{}, nil // pages end when none of them has a name
+	}
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, blocks.RegisterID{}, err
 	}
-	for range maxResolutions {
-		l := lister{t: t, dir: dir}
-		if err = l.walk(ctx, home); isElsewhere(err) { // the pages have ended
-			continue
-		}
-		if err != nil {
-			return nil, 0, err
-		}
-		l.fillChildren(ctx)
-		return l.entries, l.parent, nil
-	}
-	return nil, 0, blocks.ErrBusy
-}
-
-func (l *lister) walk(ctx context.Context, head blocks.RegisterID) error {
-	for id := head; !id.IsZero(); {
-		err := l.t.read(ctx, id, func(c *container, s *State) error {
-			if !s.named() || s.Self.Ino != l.dir {
-				return syscall.ENOTDIR
-			}
-			if s.Kind == KindDir {
-				l.parent = s.ParentIno
-			}
-			if id = s.next; s.paged() {
-				id = s.pages[0].ID
-			}
-			l.add(c, s)
-			return nil
-		})
-		if err == syscall.ENOENT && id != head {
-			err = &elsewhere{head}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	l.fillChildren(ctx)
+	return l.entries, parent, next, nil
 }
 
 // add lists one container, by name: who reads a directory twice finds the same order. Its mu is held.

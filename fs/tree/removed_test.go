@@ -35,12 +35,12 @@ func TestRemovedDirectoryCommittedBeforeItsParent(t *testing.T) {
 	m.end(t)
 
 	m = start(t, r, 1, m.dir, nil)
-	entries, _, err := m.ReadDir(ctx, tree.RootIno)
+	entries, _, err := m.List(ctx, tree.RootIno)
 	must(err)
 	if len(entries) != 1 || entries[0].Name != "a" || entries[0].Attr.Ino != fresh {
 		t.Errorf("the root has %v, want only the new a, %d", entries, fresh)
 	}
-	entries, _, err = m.ReadDir(ctx, fresh)
+	entries, _, err = m.List(ctx, fresh)
 	must(err)
 	if len(entries) != 1 || entries[0].Name != "b" {
 		t.Errorf("a has %v, want b", entries)
@@ -61,7 +61,7 @@ func TestRemovalAtOnceEndsWhatWasRemovedBefore(t *testing.T) {
 	if err := m.Sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := other.ReadDir(t.Context(), tree.RootIno); err != nil { // takes the root's lease from m
+	if _, _, err := other.List(t.Context(), tree.RootIno); err != nil { // takes the root's lease from m
 		t.Fatal(err)
 	}
 	if err := m.Rmdir(t.Context(), a, "b"); err != nil { // pending

@@ -153,7 +153,7 @@ func TestOpenFileOutlivesItsRemovalElsewhere(t *testing.T) {
 				if !leased { // the other mount has just had the lease, and neither takes it for a while
 					for range 3 {
 						h.find(h.b, "d")
-						_, _, err := h.b.ReadDir(t.Context(), d)
+						_, _, err := h.b.List(t.Context(), d)
 						h.must(err)
 						_, err = h.a.Getattr(t.Context(), d)
 						h.must(err)

@@ -115,7 +115,7 @@ func testFencedStorm(t *testing.T, edit func(*tree.Config)) {
 		}
 	}
 	got := map[tree.Ino]bool{}
-	ents, _, err := ms[0].ReadDir(t.Context(), tree.RootIno)
+	ents, _, err := ms[0].List(t.Context(), tree.RootIno)
 	if err != nil {
 		t.Fatal(err)
 	}
