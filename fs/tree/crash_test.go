@@ -414,11 +414,11 @@ func TestOrphansOfEndedDirectory(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.Release(f)
+			m.Forget(f, 1) // as the kernel does: until then it may be opened once more
 			eventually(t, "the orphan ends", func() bool {
 				_, err := m.Content(ctx, f, 0, 0)
 				return err != nil
 			})
-			m.Forget(f, 1)
 		})
 	}
 }
