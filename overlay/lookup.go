@@ -10,10 +10,11 @@ import (
 
 // Bounds of a lookup.
 const (
-	alpha     = 2  // questions under way at once
-	hopBudget = 40 // virtual nodes on one path
-	askBudget = 96 // questions altogether
-	maxTries  = 3  // questions to one virtual node that does not answer
+	alpha      = 2  // questions under way at once
+	hopBudget  = 40 // virtual nodes on one path
+	askBudget  = 96 // questions altogether
+	maxTries   = 3  // questions to one virtual node that does not answer
+	maxStrange = 2  // strangers on the way who are asked about
 
 	routeAttempts = 4 // whole lookups until one gives up
 )
@@ -86,7 +87,8 @@ func (c *chord) ask(ctx context.Context, v Vnode, r stepRequest) (stepAnswer, er
 // candidate is a virtual node that a lookup may ask.
 type candidate struct {
 	v     Vnode
-	final bool // presumed owner; else it precedes the ID
+	final bool          // presumed owner; else it precedes the ID
+	by    blocks.PeerID // who named it; zero: the caller
 	hops  int
 	tries int // questions in vain
 }
@@ -99,6 +101,8 @@ type search struct {
 	asked int
 	ends  int // presumed owners found
 	tried int // and of them, done with
+
+	strange int // strangers asked about
 }
 
 func (s *search) add(c candidate) {
@@ -155,15 +159,15 @@ func (s *search) take(c candidate, a stepAnswer) {
 	}
 	for _, v := range a.closer {
 		if v.ID.Distance(s.id).Compare(c.v.ID.Distance(s.id)) < 0 || c.final {
-			s.add(candidate{v: v, hops: c.hops + 1})
+			s.add(candidate{v: v, by: c.v.Peer, hops: c.hops + 1})
 		}
 	}
 	if !c.final {
 		for _, v := range a.final {
-			s.add(candidate{v: v, final: true, hops: c.hops + 1})
+			s.add(candidate{v: v, final: true, by: c.v.Peer, hops: c.hops + 1})
 		}
 	} else if a.hasPred && s.id.Distance(a.pred.ID.ID).Compare(s.id.Distance(c.v.ID.ID)) < 0 {
-		s.add(candidate{v: a.pred, final: true, hops: c.hops + 1})
+		s.add(candidate{v: a.pred, final: true, by: c.v.Peer, hops: c.hops + 1})
 	}
 }
 
@@ -198,7 +202,15 @@ func (c *chord) route(ctx context.Context, entries []Vnode, id blocks.ID) (Vnode
 				out++
 				break
 			}
+			_, known := c.peer.addr(next.v.Peer)
+			strange := !known && next.tries == 0 && s.strange < maxStrange
+			if strange {
+				s.strange++
+			}
 			go func() {
+				if strange {
+					c.peer.whoIs(ctx, stranger{next.v.Peer, next.by})
+				}
 				a, err := c.ask(ctx, next.v, stepRequest{id, next.v.Index, false})
 				results <- result{next, a, err}
 			}()

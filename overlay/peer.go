@@ -29,7 +29,8 @@ type Peer struct {
 	wake     chan struct{} // the watch has something to do
 	started  chan struct{} // closed when the gossip runs
 
-	strangers chan blocks.PeerID // who knows a peer that we do not
+	strangers chan stranger // to be asked about
+	learning  chan struct{} // one at a time asks who a stranger is
 
 	pubMu   sync.Mutex // guards what follows; orders snapshots
 	changed chan struct{}
@@ -68,7 +69,7 @@ func New(cfg Config) (*Peer, error) {
 		}
 	}
 	p := &Peer{cfg: cfg, log: cfg.Log, handlers: map[Kind]Serve{}, ms: newMembers(cfg.Ring, cfg.Self, own, cfg.Timings),
-		wake: make(chan struct{}, 1), started: make(chan struct{}), strangers: make(chan blocks.PeerID, 1), changed: make(chan struct{}),
+		wake: make(chan struct{}, 1), started: make(chan struct{}), strangers: make(chan stranger, 1), learning: make(chan struct{}, 1), changed: make(chan struct{}),
 		rng: rand.New(rand.NewPCG(binary.BigEndian.Uint64(seed[:8]), binary.BigEndian.Uint64(seed[8:])))}
 	p.ms.restore(known)
 	p.gossip = newGossip(p)
@@ -166,7 +167,10 @@ func (p *Peer) Handle(kind Kind, h Serve) { p.handlers[kind] = h }
 
 // Serve answers a call of another peer; it is a Handler. An unknown kind is ErrInvalid.
 func (p *Peer) Serve(ctx context.Context, from blocks.PeerID, req Call) Call {
-	if info, ok := p.Table().Peers[from]; ok && info.Live != Alive && info.Live != Left {
+	switch info, known := p.Table().Peers[from]; {
+	case !known && req.Kind != KindHello: // which says who it is
+		p.wonder(stranger{id: from})
+	case known && info.Live != Alive && info.Live != Left:
 		p.ms.hurry(from) // it can reach us; see whether we can reach it
 		p.poke()
 	}

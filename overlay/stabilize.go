@@ -206,7 +206,7 @@ func (c *chord) heardFrom(w *task, v Vnode, a answer, err error) {
 		w.joins = true
 	case a.status == isMember && a.hasState:
 		w.best, w.state = v, a
-		c.peer.compareIfStrange(v.Peer, append(slices.Clip(a.succ), a.pred))
+		c.peer.meet(v.Peer, append(slices.Clip(a.succ), a.pred)...)
 		c.mu.Lock()
 		if a.hasPred && strictly(w.self, a.pred, v) && w.member && !w.busy {
 			w.n.busy++ // what we answer from here on is about to change
@@ -311,6 +311,7 @@ func (c *chord) send(ctx context.Context, b *batch) (failed bool) {
 func (c *chord) exchange(ctx context.Context, to blocks.PeerID, asks []ask) ([]answer, error) {
 	call, cancel := context.WithTimeout(ctx, c.peer.cfg.Timings.PingTimeout)
 	defer cancel()
+	c.peer.whoIs(call, stranger{id: to}) // a pointer to whom nobody knows is given up like one to the dead
 	resp, err := c.peer.Call(call, to, Control, Call{Kind: KindExchange, Body: encodeAsks(asks)})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()

@@ -10,12 +10,12 @@ import (
 
 // Pace of the watch.
 const (
-	watchTick   = 500 * time.Millisecond
-	tableEvery  = 20 * time.Millisecond // at most one snapshot in each, unless a hint asks for it
-	saveEvery   = 2 * time.Second
-	seedEvery   = 2 * time.Second
-	seedSlowest = 5 * time.Second
-	compareRest = time.Second // between comparisons of tables because of strangers
+	watchTick    = 500 * time.Millisecond
+	tableEvery   = 20 * time.Millisecond // at most one snapshot in each, unless a hint asks for it
+	saveEvery    = 2 * time.Second
+	seedEvery    = 2 * time.Second
+	seedSlowest  = 5 * time.Second
+	strangerRest = time.Second // between questions about strangers
 )
 
 // watch moves the silent along their time scales, pings whoever is not alive,
@@ -25,7 +25,7 @@ func (p *Peer) watch(ctx context.Context) {
 	defer wg.Wait()
 	tick := time.NewTicker(watchTick)
 	defer tick.Stop()
-	saved, seeded, compared, pause := time.Now(), time.Time{}, time.Time{}, seedEvery
+	saved, seeded, asked, pause := time.Now(), time.Time{}, time.Time{}, seedEvery
 	for ctx.Err() == nil {
 		p.ms.age()
 		p.publish()
@@ -46,10 +46,10 @@ func (p *Peer) watch(ctx context.Context) {
 		case <-tick.C:
 		case <-p.wake:
 			rest(ctx, tableEvery)
-		case id := <-p.strangers:
-			if now.Sub(compared) >= compareRest {
-				compared = now
-				wg.Go(func() { p.compare(id) })
+		case who := <-p.strangers:
+			if now.Sub(asked) >= strangerRest {
+				asked = now
+				wg.Go(func() { p.whoIs(ctx, who) })
 			}
 		}
 	}
@@ -92,20 +92,71 @@ func (p *Peer) compare(id blocks.PeerID) {
 	}
 }
 
-// compareIfStrange has tables compared with a peer whose pointers lead to a
-// peer that we do not know: gossip reaches nearly everybody, and Chord finds out who
-// was missed.
-func (p *Peer) compareIfStrange(with blocks.PeerID, pointers []Vnode) {
-	t := p.Table()
+// A stranger is a peer that we do not know: gossip reaches nearly everybody, and calls and
+// the pointers of Chord find out who was missed. Whoever named the stranger is asked for all that it
+// knows. Like the news of a restart this makes the stranger a suspect, which is pinged at once.
+type stranger struct {
+	id blocks.PeerID
+	by blocks.PeerID // who named it; zero: nobody but itself
+}
+
+// meet has strangers among the pointers that another peer named asked about soon.
+func (p *Peer) meet(by blocks.PeerID, pointers ...Vnode) {
 	for _, v := range pointers {
-		if _, ok := t.Peers[v.Peer]; !ok && !v.ID.IsZero() {
-			select {
-			case p.strangers <- with:
-			default:
-			}
+		if _, known := p.addr(v.Peer); !known && !v.ID.IsZero() {
+			p.wonder(stranger{v.Peer, by})
 			return
 		}
 	}
+}
+
+// wonder asks about a stranger soon, unless it is busy with another: then it will be met again.
+func (p *Peer) wonder(who stranger) {
+	select {
+	case p.strangers <- who:
+	default:
+	}
+}
+
+// whoIs asks about a peer now, unless we know it, and waits for the answer.
+func (p *Peer) whoIs(ctx context.Context, who stranger) {
+	if _, known := p.addr(who.id); known {
+		return
+	}
+	select {
+	case p.learning <- struct{}{}: // the answer holds everybody: one for all who ask at once
+		defer func() { <-p.learning }()
+	case <-ctx.Done():
+		return
+	}
+	t := p.Table()
+	if _, known := t.Peers[who.id]; known {
+		return
+	}
+	addr, ok := p.addr(who.by)
+	if !ok || who.by == p.cfg.Self {
+		if who.by, addr, ok = p.anybody(t); !ok {
+			return
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Timings.PingTimeout)
+	defer cancel()
+	if _, err := p.hello(ctx, who.by, addr); err != nil {
+		p.log.Debug().Err(err).Stringer("stranger", who.id).Stringer("peer", who.by).Msg("not told who a stranger is")
+	}
+}
+
+// anybody returns a peer that is alive, at random.
+func (p *Peer) anybody(t *Table) (id blocks.PeerID, addr string, ok bool) {
+	p.rngMu.Lock()
+	from := p.rng.IntN(len(t.infos))
+	p.rngMu.Unlock()
+	for i := range t.infos {
+		if info := &t.infos[(from+i)%len(t.infos)]; info.Live == Alive && info.ID != p.cfg.Self {
+			return info.ID, info.Addr, true
+		}
+	}
+	return id, "", false
 }
 
 func (p *Peer) seed(ctx context.Context) {

@@ -25,6 +25,7 @@ type Wire struct {
 	least time.Duration
 	most  time.Duration
 	cut   func(from, to blocks.PeerID) bool
+	deaf  blocks.PeerID
 	calls map[overlay.Kind]int
 }
 
@@ -53,6 +54,19 @@ func (w *Wire) Cut(cut func(from, to blocks.PeerID) bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.cut = cut
+}
+
+// Deafen lets no gossip reach one peer: no packet, and no stream either way. The zero ID: all hear.
+func (w *Wire) Deafen(id blocks.PeerID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.deaf = id
+}
+
+func (w *Wire) hears(id blocks.PeerID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.deaf.IsZero() || w.deaf != id
 }
 
 // Calls returns how many calls have been made, by kind.
@@ -184,6 +198,9 @@ func (e *End) Call(ctx context.Context, to blocks.PeerID, addr string, _ overlay
 	if err != nil {
 		return overlay.Call{}, err
 	}
+	if req.Kind == overlay.KindGossip && !e.wire.hears(c.id) {
+		return overlay.Call{Kind: req.Kind}, nil
+	}
 	resp := p.Serve(ctx, e.id, req)
 	if err := e.wire.pass(ctx, c.id, e.id); err != nil {
 		return overlay.Call{}, err
@@ -202,6 +219,9 @@ func (e *End) Dial(ctx context.Context, to blocks.PeerID, addr string) (net.Conn
 	}
 	if err := e.wire.pass(ctx, e.id, c.id); err != nil {
 		return nil, err
+	}
+	if !e.wire.hears(c.id) || !e.wire.hears(e.id) {
+		return nil, fmt.Errorf("%w: the stream to %s broke", blocks.ErrUnavailable, c.id.Short())
 	}
 	p, err := c.serving(0)
 	if err != nil {

@@ -180,6 +180,18 @@ func (w *World) Ordered(machines []*Machine, span int) error {
 	return nil
 }
 
+// Follows reports whether the virtual node after v on the ring has v as its predecessor.
+func (w *World) Follows(v blocks.VnodeID) bool {
+	next := Owner(w.Ring(w.Up()), v.AddPower(0))
+	for _, m := range w.Up() {
+		if m.ID == next.Peer {
+			n := m.Peer.RingInfo()[next.Index]
+			return n.Predecessor != nil && n.Predecessor.ID == v
+		}
+	}
+	return false
+}
+
 func pointersRight(n overlay.VnodeInfo, ring []overlay.Vnode, i, span int) error {
 	name := n.Vnode.ID.Short()
 	pred, succ := ring[(i+len(ring)-1)%len(ring)], ring[(i+1)%len(ring)]

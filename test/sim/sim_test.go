@@ -211,6 +211,39 @@ func TestShrinksBelowAListAndGrowsAgain(t *testing.T) {
 	})
 }
 
+// Gossip reaches nearly everybody. Whom it missed must find what belongs to a peer that it
+// does not know, as soon as that peer is on the ring, and get to know it through Chord.
+func TestPeerThatGossipMissed(t *testing.T) {
+	world(t, 3*span, calmly, func(t *testing.T, w *World) {
+		deaf := w.Any()
+		w.Wire.Deafen(deaf.ID)
+		other := w.Peers[(slices.Index(w.Peers, deaf)+1)%len(w.Peers)]
+		strange := 0
+		for i := 0; i < 8 || strange == 0 && i < 32; i++ {
+			added := w.Add(1, 1) // more could follow each other
+			if err := added.Join(t.Context(), other); err != nil {
+				t.Fatal(err)
+			}
+			want := overlay.VnodePosition(w.ring, added.ID, 0)
+			for begin := time.Now(); !w.Follows(want); time.Sleep(10 * time.Millisecond) {
+				if time.Since(begin) > time.Minute {
+					t.Fatalf("%s is not on the ring after a minute", added.Addr)
+				}
+			}
+			if _, known := deaf.Peer.Table().Peers[added.ID]; !known {
+				strange++
+			}
+			if got, hops, err := deaf.Peer.Lookup(t.Context(), want.ID); err != nil || got.ID != want {
+				t.Errorf("lookup of %s at the deaf peer: %s after %d hops, %v", want.Short(), got.ID.Short(), hops, err)
+			}
+		}
+		if strange == 0 {
+			t.Error("the deaf peer knew everybody before it looked up: the test has shown nothing")
+		}
+		settle(t, w, w.Up(), time.Minute)
+	})
+}
+
 func TestManyJoinAtOnce(t *testing.T) {
 	world(t, size(t)/2, hastily, func(t *testing.T, w *World) { lookups(t, w, w.Up(), 10) })
 }
