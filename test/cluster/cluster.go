@@ -59,20 +59,42 @@ type Options struct {
 }
 
 // Ports of peers lie below those that the kernel gives to connections: one of these could get a port between our look and the
-// peer's start, or while the peer is down.
+// peer's start, or while the peer is down. Each process of tests draws from a lane of its own, each port once, so that
+// none gets a port whose peer is down only for a while.
 const (
 	firstPort = 10000
-	lastPort  = 32767
+	lanes     = 16
+	laneWidth = 1400
+)
+
+var (
+	portMu sync.Mutex
+	lane   net.Listener // its first port, kept while the process lives
+	drawn  = map[int]bool{}
 )
 
 // freeAddr returns an address of the loopback interface that nobody uses now.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	for range 100 {
-		addr := fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(lastPort-firstPort+1))
-		if l, err := net.Listen("tcp", addr); err == nil {
+	portMu.Lock()
+	defer portMu.Unlock()
+	address := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+	for i := 0; i < lanes && lane == nil; i++ {
+		lane, _ = net.Listen("tcp", address(firstPort+i*laneWidth)) // taken: by another process of tests, probably
+	}
+	if lane == nil {
+		t.Fatal("no lane of ports is free")
+	}
+	first := lane.Addr().(*net.TCPAddr).Port + 1
+	for len(drawn) < laneWidth-1 {
+		port := first + rand.IntN(laneWidth-1)
+		if drawn[port] {
+			continue
+		}
+		drawn[port] = true
+		if l, err := net.Listen("tcp", address(port)); err == nil {
 			l.Close()
-			return addr
+			return address(port)
 		}
 	}
 	t.Fatal("no port is free")
