@@ -45,7 +45,7 @@ check:
 
 # The tests with real peers wait more than they compute, and take longest: they come first, the others run beside them.
 test: test-tools build
-	MUTUALFS_MODEL=full go test -timeout 20m -count=1 -p 2 ./test/cluster ./...
+	MUTUALFS_MODEL=full go test -timeout 40m -count=1 -p 2 ./test/cluster ./...
 
 race:
 	@command -v gcc >/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y gcc libc6-dev; }
