@@ -49,9 +49,6 @@ func buildAhead(t *testing.T) string {
 
 // Peers and mounts whose clocks are an hour apart work together.
 func TestClocksAnHourApart(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the program a second time")
-	}
 	ahead := buildAhead(t)
 	peers := []*Peer{Init(t, Options{Args: []string{"--tolerate", "1", "--data-shards", "2"}})}
 	for i := 1; i < 3; i++ {
