@@ -2,7 +2,6 @@ package tree
 
 import (
 	"context"
-	"errors"
 	"syscall"
 
 	"github.com/mutualfs/mutualfs/blocks"
@@ -55,7 +54,8 @@ func (t *Tree) compact(ctx context.Context, c *container) error {
 	seq := t.j.number()
 	ch.Seq = uint64(seq)
 	r, err := t.propose(ctx, c.id, ch)
-	if errors.Is(err, blocks.ErrConflict) {
+	if overtaken(err) {
+		c.fence()
 		return t.validate(ctx, c)
 	}
 	if err != nil {

@@ -55,28 +55,33 @@ func (t *Tree) refresh(ctx context.Context, c *container) error {
 		since = 0
 	}
 	c.mu.Unlock()
-	r, err := t.regs.Read(ctx, c.id, since)
-	if errors.Is(err, blocks.ErrNotFound) {
-		t.vanished(c)
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read container %s: %w", c.id.Short(), err)
+	r, ended, err := t.readRegister(ctx, c, since)
+	if err != nil || ended {
+		return err
 	}
 	c.mu.Lock()
 	dirty := len(c.ops) > 0
 	moved := c.st == nil || c.fenced || r.Version != c.version
 	c.mu.Unlock()
-	if r.Deleted {
-		t.vanished(c)
-		return nil
-	}
 	if moved && dirty && since != 0 {
-		if r, err = t.regs.Read(ctx, c.id, 0); err != nil {
-			return fmt.Errorf("read container %s: %w", c.id.Short(), err)
+		if r, ended, err = t.readRegister(ctx, c, 0); err != nil || ended {
+			return err
 		}
 	}
 	return t.adopt(ctx, c, r, moved, dirty)
+}
+
+// readRegister reads what is agreed of a container. ended: nothing any more, and the container is told.
+func (t *Tree) readRegister(ctx context.Context, c *container, since blocks.Version) (r blocks.Register, ended bool, err error) {
+	r, err = t.regs.Read(ctx, c.id, since)
+	switch {
+	case errors.Is(err, blocks.ErrNotFound), err == nil && r.Deleted:
+		t.vanished(c)
+		return r, true, nil
+	case err != nil:
+		return r, false, fmt.Errorf("read container %s: %w", c.id.Short(), err)
+	}
+	return r, false, nil
 }
 
 // holdFlush waits until no batch is under way, and lets none begin until endFlush.

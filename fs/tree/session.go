@@ -102,8 +102,8 @@ func (t *Tree) tryRenewSession(ctx context.Context) (done bool, err error) {
 		return false, err
 	}
 	r, err := t.propose(ctx, id, ch)
-	if made && errors.Is(err, blocks.ErrConflict) {
-		return false, nil
+	if made && overtaken(err) {
+		return false, nil // the next attempt reads what has become of it
 	}
 	if err != nil {
 		return false, fmt.Errorf("make the session %s: %w", id.Short(), err)

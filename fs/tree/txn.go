@@ -281,7 +281,7 @@ func (t *Tree) complete(ctx context.Context, c *container, in *Intent) error {
 	// the transaction had been aborted and was thought to have none left.
 	// Without a number: what is pending here has older ones, and must not pass for committed.
 	ef, err := t.commitOne(ctx, c, 0, &Op{Kind: OpResolve, Txn: in.Txn, Drop: state == TxnCommitted}, nil)
-	if errors.Is(err, blocks.ErrConflict) {
+	if overtaken(err) { // resolved by another; or ended, and its register with it
 		c.fence()
 		return nil
 	}
