@@ -120,14 +120,28 @@ func (s *search) add(c candidate) {
 	s.todo = slices.Insert(s.todo, at, c)
 }
 
-// again has c, who gave no useful answer, asked once more after the next few: a lost
-// message must not send the lookup around the ring.
+// again has c, who gave no useful answer, asked once more: a presumed owner after the other ones, the others after the next few.
+// A lost message must not send the lookup around the ring.
 func (s *search) again(c candidate) {
-	if c.tries++; c.tries < maxTries {
-		s.todo = slices.Insert(s.todo, min(alpha, len(s.todo)), c)
-	} else if c.final {
+	switch c.tries++; {
+	case c.tries < maxTries:
+		at := min(alpha, len(s.todo))
+		if c.final {
+			at = s.finals()
+		}
+		s.todo = slices.Insert(s.todo, at, c)
+	case c.final:
 		s.tried++
 	}
+}
+
+// finals returns how many presumed owners are to be asked; they come first.
+func (s *search) finals() int {
+	n := slices.IndexFunc(s.todo, func(c candidate) bool { return !c.final })
+	if n < 0 {
+		n = len(s.todo)
+	}
+	return n
 }
 
 // compare puts presumed owners first, nearest after the ID first, then the others,

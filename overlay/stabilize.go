@@ -16,9 +16,9 @@ const (
 	maxParallel  = 16 // peers asked at once
 	deadAfter    = 3  // calls in a row that fail before a pointer to a suspect is given up
 	deadAnyway   = 8  // and before one to any peer is
-	retryAfter   = 4  // after a failure the next round comes in this fraction of the shortest interval
+	retryAfter   = 4  // after a failure, or without a predecessor, the next round comes in this fraction of the shortest interval
 	joinPatience = 3  // rounds in which nobody is on the ring before a ring is begun from the table
-	tableHints   = 3  // virtual nodes that the table suggests as successors
+	tableHints   = 3  // virtual nodes that the table suggests as successors, and as an unknown predecessor
 )
 
 // stabilizeLoop runs rounds, quickly while the ring changes, slowly while it does not.
@@ -41,10 +41,10 @@ func (c *chord) stabilizeLoop(ctx context.Context) {
 			}
 		case <-timer.C:
 		}
-		changed, failed := c.round(ctx)
+		changed, soon := c.round(ctx)
 		last = time.Now()
 		switch {
-		case failed:
+		case soon:
 			pause = t.StabilizeMin / retryAfter
 		case changed:
 			pause = t.StabilizeMin
@@ -61,7 +61,8 @@ type task struct {
 	n      *node
 	self   Vnode
 	member bool
-	pred   Vnode // zero: unknown
+	pred   Vnode   // zero: unknown
+	behind []Vnode // who may be the unknown predecessor
 	cands  []Vnode
 	asked  []blocks.VnodeID
 	best   Vnode // answered
@@ -72,8 +73,8 @@ type task struct {
 	joins  bool // somebody answered who is not on the ring yet
 }
 
-// round stabilizes all virtual nodes of this peer, one message per peer and phase.
-func (c *chord) round(ctx context.Context) (changed, failed bool) {
+// round stabilizes all virtual nodes of this peer, one message per peer and phase. soon: something is missing, the next round should not wait.
+func (c *chord) round(ctx context.Context) (changed, soon bool) {
 	t := c.peer.Table()
 	tasks := c.tasks(t)
 	if len(tasks) == 0 {
@@ -97,11 +98,16 @@ func (c *chord) round(ctx context.Context) (changed, failed bool) {
 			for _, w := range preds {
 				b.add(w.pred.Peer, ask{target: w.pred.Index}, func(a answer, err error) { c.predAnswered(w, a, err) })
 			}
+			for _, w := range tasks {
+				for _, v := range w.behind {
+					b.add(v.Peer, ask{target: v.Index, state: true}, func(a answer, err error) { c.behindAnswered(w, v, a, err) })
+				}
+			}
 		}
 		if len(b.peers) == 0 {
 			break
 		}
-		failed = c.send(ctx, b) || failed
+		soon = c.send(ctx, b) || soon
 		if ctx.Err() != nil {
 			break
 		}
@@ -109,12 +115,18 @@ func (c *chord) round(ctx context.Context) (changed, failed bool) {
 	for _, w := range tasks {
 		changed = c.adopt(t, w) || changed
 	}
-	return changed, failed
+	return changed, soon || c.unsure()
+}
+
+// unsure reports whether a virtual node on the ring does not know its predecessor, and so can answer for nothing.
+func (c *chord) unsure() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.nodes, func(n *node) bool { return n.member && !n.hasPred })
 }
 
 // tasks takes stock of what is to be done.
 func (c *chord) tasks(t *Table) []*task {
-	hints := func(self Vnode) []Vnode { return c.suggest(t, self) }
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.small || !t.Peers[c.peer.cfg.Self].Live.Counts() {
@@ -130,12 +142,15 @@ func (c *chord) tasks(t *Table) []*task {
 				w.pred = n.pred
 			}
 		}
+		if n.member && !n.hasPred {
+			w.behind = c.preceding(t, n.self)
+		}
 		for _, v := range n.succ {
 			if n.member && !c.gone(t, v) {
 				w.cands = append(w.cands, v)
 			}
 		}
-		w.cands = append(w.cands, hints(n.self)...)
+		w.cands = append(w.cands, c.suggest(t, n.self)...)
 		slices.SortFunc(w.cands, func(a, b Vnode) int {
 			return n.self.ID.Distance(a.ID.ID).Compare(n.self.ID.Distance(b.ID.ID))
 		})
@@ -153,6 +168,19 @@ func (c *chord) suggest(t *Table, self Vnode) []Vnode {
 	for i := 0; i < len(t.vnodes) && len(out) < tableHints; i++ {
 		at := (start + i) % len(t.vnodes)
 		if t.vnodes[at].ID != self.ID && t.live(at) == Alive {
+			out = append(out, t.vnodes[at])
+		}
+	}
+	return out
+}
+
+// preceding returns who may be before self by the membership table, nearest first.
+func (c *chord) preceding(t *Table, self Vnode) []Vnode {
+	var out []Vnode
+	start := t.Successor(self.ID.ID) + len(t.vnodes)
+	for i := 1; i <= len(t.vnodes) && len(out) < tableHints; i++ {
+		at := (start - i) % len(t.vnodes)
+		if t.vnodes[at].ID != self.ID && t.routable(at) {
 			out = append(out, t.vnodes[at])
 		}
 	}
@@ -226,6 +254,19 @@ func (c *chord) predAnswered(w *task, a answer, err error) {
 	}
 }
 
+// behindAnswered takes the answer of somebody who may be the unknown predecessor: if it names us as its successor, that is as good as a
+// notification, which would only come with its own next round.
+func (c *chord) behindAnswered(w *task, v Vnode, a answer, err error) {
+	if err != nil || a.status != isMember || !a.hasState || len(a.succ) == 0 || a.succ[0].ID != w.self.ID {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w.n.member && !c.small && (!w.n.hasPred || strictly(w.n.pred, v, w.self)) {
+		w.n.pred, w.n.hasPred = v, true
+	}
+}
+
 // adopt replaces the successor list at once and reports whether it differs.
 func (c *chord) adopt(t *Table, w *task) bool {
 	c.mu.Lock()
@@ -252,7 +293,7 @@ func (c *chord) adopt(t *Table, w *task) bool {
 	if !n.member {
 		n.member, n.hasPred, n.failed, n.fingers = true, false, 0, nil
 	} else if slices.EqualFunc(list, n.succ, func(a, b Vnode) bool { return a.ID == b.ID }) {
-		return !n.hasPred
+		return false
 	}
 	n.succ = list
 	return true

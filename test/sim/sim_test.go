@@ -153,7 +153,7 @@ func TestKilledWhileMessagesAreLost(t *testing.T) {
 	world(t, size(t)/2, calmly, func(t *testing.T, w *World) {
 		w.Wire.Loss(0.05)
 		w.Wire.Delay(time.Millisecond, 200*time.Millisecond)
-		lookups(t, w, w.Up(), 10)
+		lookups(t, w, w.Up(), 60)
 		kill(t, w, len(w.Peers)/10)
 		settle(t, w, w.Up(), 5*time.Minute) // one moment in which all of it is right, while it goes on
 		lookups(t, w, w.Up(), 10)
