@@ -39,7 +39,7 @@ type plan struct{ sequential bool }
 
 func newReader(cfg Config) *reader {
 	return &reader{
-		cfg: cfg, cache: newCache(cfg.CacheBytes, cfg.Stripes.Read),
+		cfg: cfg, cache: newCache(cfg.CacheBytes, cfg.StripeSize, cfg.Stripes.Read),
 		queue: make(chan tree.Extent, aheadQueue), streams: make(map[tree.Ino]*[streamsPerFile]stream),
 	}
 }

@@ -9,10 +9,12 @@ import (
 )
 
 // cache keeps stripe content in clear, whole or in units of Unit bytes. Stripes never
-// change, so it is always right. The least recently used stripe goes first.
+// change, so it is always right. The least recently used stripe goes first. Large stripes lie in chunks
+// of an arena, which are used again: they are read under mu only.
 type cache struct {
-	limit int64
-	fetch func(ctx context.Context, ref blocks.StripeRef, off uint32, p []byte) error
+	limit  int64
+	fetch  func(ctx context.Context, ref blocks.StripeRef, off uint32, p []byte) error
+	chunks *arena
 
 	mu      sync.Mutex
 	used    int64
@@ -25,6 +27,7 @@ type cached struct {
 	ref   blocks.StripeRef
 	at    *list.Element
 	units [][]byte // each of Unit bytes, the last one shorter; nil: not there
+	chunk []byte   // that some of them lie in; nil: none
 	mem   int64
 	going []*fetching
 }
@@ -35,8 +38,12 @@ type fetching struct {
 	done     chan struct{}
 }
 
-func newCache(limit int64, fetch func(context.Context, blocks.StripeRef, uint32, []byte) error) *cache {
-	return &cache{limit: limit, fetch: fetch, stripes: make(map[blocks.StripeID]*cached), lru: list.New()}
+// spareBytes is what the chunks of evicted stripes may keep for those that come next.
+const spareBytes = 16 << 20
+
+// newCache makes an empty cache of at most limit bytes, and a little more while it fetches. chunk is the length of large stripes.
+func newCache(limit int64, chunk int, fetch func(context.Context, blocks.StripeRef, uint32, []byte) error) *cache {
+	return &cache{limit: limit, fetch: fetch, chunks: newArena(chunk, max(1, spareBytes/chunk)), stripes: make(map[blocks.StripeID]*cached), lru: list.New()}
 }
 
 func (c *cache) bytes() int64 {
@@ -80,18 +87,14 @@ func copyUnits(units [][]byte, off int, p []byte) {
 func (c *cache) tryRead(ref blocks.StripeRef, off uint32, p []byte) bool {
 	from, to := unitsOf(off, len(p))
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	e := c.stripes[ref.ID]
 	if e == nil || to > len(e.units) {
-		c.mu.Unlock()
 		return false
 	}
 	units, ok := e.take(from, to)
 	if ok {
 		c.lru.MoveToFront(e.at)
-		units = append([][]byte(nil), units...)
-	}
-	c.mu.Unlock()
-	if ok {
 		copyUnits(units, int(off)%Unit, p)
 	}
 	return ok
@@ -110,9 +113,8 @@ func (c *cache) read(ctx context.Context, ref blocks.StripeRef, off uint32, p []
 		c.mu.Lock()
 		e := c.entry(ref)
 		if units, ok := e.take(from, to); ok {
-			units = append([][]byte(nil), units...)
-			c.mu.Unlock()
 			copyUnits(units, int(off)%Unit, p)
+			c.mu.Unlock()
 			return nil
 		}
 		a, b := e.missing(from, to, whole)
@@ -128,14 +130,13 @@ func (c *cache) read(ctx context.Context, ref blocks.StripeRef, off uint32, p []
 		g := &fetching{from: a, to: b, done: make(chan struct{})}
 		e.going = append(e.going, g)
 		c.mu.Unlock()
-		buf, err := c.fill(ctx, e, g)
-		if err != nil {
-			return err
+		if a > from || to > b {
+			if err := c.fill(ctx, e, g, 0, nil); err != nil {
+				return err
+			}
+			continue
 		}
-		if a <= from && to <= b { // straight from what was fetched, it may be evicted already
-			copy(p, buf[int(off)-a*Unit:])
-			return nil
-		}
+		return c.fill(ctx, e, g, int(off)-a*Unit, p) // straight from what is fetched, it may be evicted at once
 	}
 }
 
@@ -156,8 +157,7 @@ func (c *cache) warm(ctx context.Context, ref blocks.StripeRef, off uint32, n in
 	g := &fetching{from: a, to: b, done: make(chan struct{})}
 	e.going = append(e.going, g)
 	c.mu.Unlock()
-	_, err := c.fill(ctx, e, g)
-	return err
+	return c.fill(ctx, e, g, 0, nil)
 }
 
 // missing returns the range of units to fetch: the first run that is missing, or all.
@@ -185,10 +185,20 @@ func (e *cached) goingOn(from, to int) *fetching {
 	return nil
 }
 
-// fill fetches the units of g into the entry and returns their bytes.
-func (c *cache) fill(ctx context.Context, e *cached, g *fetching) ([]byte, error) {
+// fill fetches the units of g into the entry, and copies what was fetched, from its byte at, into p.
+func (c *cache) fill(ctx context.Context, e *cached, g *fetching, at int, p []byte) error {
 	off := g.from * Unit
-	buf := make([]byte, min(g.to*Unit, int(e.ref.Len))-off)
+	n := min(g.to*Unit, int(e.ref.Len)) - off
+	c.mu.Lock()
+	large := e.chunk == nil && n > c.chunks.size/2 && n <= c.chunks.size // nobody else fetches so much of it meanwhile
+	c.mu.Unlock()
+	var chunk, buf []byte
+	if large {
+		chunk = c.chunks.get()
+		buf = chunk[:n]
+	} else {
+		buf = make([]byte, n)
+	}
 	err := c.fetch(ctx, e.ref, uint32(off), buf)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -199,22 +209,46 @@ func (c *cache) fill(ctx context.Context, e *cached, g *fetching) ([]byte, error
 		}
 	}
 	close(g.done)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		copy(p, buf[at:])
 	}
-	if c.stripes[e.ref.ID] != e { // evicted while it was fetched
-		return buf, nil
+	if err != nil || c.stripes[e.ref.ID] != e { // failed, or evicted while it was fetched
+		if chunk != nil {
+			c.chunks.put(chunk)
+		}
+		return err
 	}
 	for i := g.from; i < g.to; i++ {
 		if e.units[i] == nil {
 			at := (i - g.from) * Unit
 			e.units[i] = buf[at:min(at+Unit, len(buf)):min(at+Unit, len(buf))]
-			e.mem += int64(len(e.units[i]))
-			c.used += int64(len(e.units[i]))
+			if chunk == nil {
+				c.charge(e, len(e.units[i]))
+			}
 		}
 	}
+	if chunk != nil {
+		e.chunk = chunk
+		c.charge(e, len(chunk))
+	}
 	c.evict()
-	return buf, nil
+	return nil
+}
+
+// charge counts memory that an entry holds. The caller holds mu.
+func (c *cache) charge(e *cached, n int) {
+	e.mem += int64(n)
+	c.used += int64(n)
+}
+
+// forget drops an entry. The caller holds mu.
+func (c *cache) forget(e *cached) {
+	c.lru.Remove(e.at)
+	delete(c.stripes, e.ref.ID)
+	c.used -= e.mem
+	if e.chunk != nil {
+		c.chunks.put(e.chunk)
+	}
 }
 
 // evict drops the least recently used stripes until the limit is kept. The caller holds mu.
@@ -224,10 +258,7 @@ func (c *cache) evict() {
 		if last == nil {
 			return
 		}
-		e := last.Value.(*cached)
-		c.lru.Remove(last)
-		delete(c.stripes, e.ref.ID)
-		c.used -= e.mem
+		c.forget(last.Value.(*cached))
 	}
 }
 
@@ -235,9 +266,9 @@ func (c *cache) evict() {
 func (c *cache) drop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	clear(c.stripes)
-	c.lru.Init()
-	c.used = 0
+	for c.lru.Len() > 0 {
+		c.forget(c.lru.Back().Value.(*cached))
+	}
 }
 
 // maxCached bounds the stripes in the cache, whatever their size.
