@@ -3,7 +3,7 @@
 # make test    install what the tests need and run all of them
 # make fuzz    the fuzzers of test/fuzz, T=1h each (MUTUALFS_SEED=N repeats a run)
 # make torture two mounts, sixteen processes, peers killed; then sqlite databases on two mounts: T=10m each (MUTUALFS_SEED=N repeats a run of the first)
-# make bench   the benchmarks of docs/benchmarks.md
+# make bench   the benchmarks of docs/benchmarks.md (BESIDE="-beside NAME=DIR …" measures other file systems, too)
 # make pjdfstest PJD=DIR   pjdfstest on a mount; DIR has a built one
 # make suites  tests of others on a mount: Go, CPython, stress-ng, dbench, fs_mark, bonnie++
 
@@ -60,7 +60,7 @@ torture: test-tools
 	MUTUALFS_FUZZ_TIME=$(T) go test -count=1 -v -timeout 0 -run 'TestSqlite$$' ./test/cluster
 
 bench: test-tools build
-	go test -run "^$$" -bench Table -benchtime 1x -timeout 60m ./test/bench -args -table $(CURDIR)/bin/benchmarks.md
+	go test -run "^$$" -bench Table -benchtime 1x -timeout 60m ./test/bench -args -table $(CURDIR)/bin/benchmarks.md $(BESIDE)
 
 pjdfstest: fuse-tools build
 	@test/pjdfstest $(BIN) "$(PJD)"

@@ -25,7 +25,23 @@ import (
 var (
 	rounds = flag.Int("rounds", 3, "how often each is measured; the median counts")
 	table  = flag.String("table", "", "file to write the table to, besides the output")
+	others []place
 )
+
+func init() {
+	flag.Func("beside", "NAME=DIR or NAME=DIR=COMMAND: measure in DIR, on another file system, too; COMMAND mounts it anew before cold reads", func(s string) error {
+		part := strings.SplitN(s, "=", 3)
+		if len(part) < 2 || part[0] == "" || part[1] == "" {
+			return fmt.Errorf("%q is not NAME=DIR or NAME=DIR=COMMAND", s)
+		}
+		cold := dropCaches
+		if len(part) == 3 {
+			cold = func() { sh(part[2]); dropCaches() }
+		}
+		others = append(others, place{part[0], part[1], cold, nil})
+		return nil
+	})
+}
 
 // Sizes of the work.
 const (
@@ -171,6 +187,7 @@ func BenchmarkTable(b *testing.B) {
 		ringOfOne(b),
 		sixPeers(b),
 	}
+	places = append(places, others...)
 	results, needs := map[string][]float64{}, needs{}
 	list := works(tree, tarball)
 	for range *rounds {
