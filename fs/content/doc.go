@@ -34,6 +34,6 @@
 //
 // Slices handed in belong to the caller again when the call returns. Slabs own
 // their buffers, which come from a pool and return to it once nothing refers to
-// the slab. Cached stripe content is never changed and left to the garbage
-// collector. Run owns all goroutines.
+// the slab. Cached stripe content does not leave the cache's mutex: the memory of
+// large stripes is used again for others. Run owns all goroutines.
 package content
