@@ -122,3 +122,28 @@ func TestCacheUsesChunksAgain(t *testing.T) {
 		t.Errorf("%d chunks are back of %d regions, %d bytes in use", n, len(c.chunks.regions.mapped), c.bytes())
 	}
 }
+
+// What the first touch of new memory costs, in pages of either size.
+func BenchmarkFirstTouch(b *testing.B) {
+	const n = 256 << 20
+	for name, advice := range map[string]int{"small": unix.MADV_NOHUGEPAGE, "huge": unix.MADV_HUGEPAGE} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(n)
+			for b.Loop() {
+				m, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+				if err == nil {
+					err = unix.Madvise(m, advice)
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				for i := 0; i < n; i += unix.Getpagesize() {
+					m[i] = 1
+				}
+				if err := unix.Munmap(m); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
