@@ -59,12 +59,7 @@ func (c *chord) entries(t *Table, id blocks.ID) []Vnode {
 	}
 	c.mu.Unlock()
 	if len(out) == 0 {
-		at := t.Successor(id)
-		for i := 1; i <= len(t.vnodes) && len(out) < 2*alpha; i++ {
-			if j := (at + len(t.vnodes) - i) % len(t.vnodes); t.routable(j) {
-				out = append(out, t.vnodes[j])
-			}
-		}
+		out = t.preceding(id, 2*alpha)
 	}
 	slices.SortFunc(out, func(a, b Vnode) int { return a.ID.Distance(id).Compare(b.ID.Distance(id)) })
 	return out[:min(len(out), 2*alpha)]

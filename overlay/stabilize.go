@@ -143,7 +143,7 @@ func (c *chord) tasks(t *Table) []*task {
 			}
 		}
 		if n.member && !n.hasPred {
-			w.behind = c.preceding(t, n.self)
+			w.behind = t.preceding(n.self.ID.ID, tableHints)
 		}
 		for _, v := range n.succ {
 			if n.member && !c.gone(t, v) {
@@ -168,19 +168,6 @@ func (c *chord) suggest(t *Table, self Vnode) []Vnode {
 	for i := 0; i < len(t.vnodes) && len(out) < tableHints; i++ {
 		at := (start + i) % len(t.vnodes)
 		if t.vnodes[at].ID != self.ID && t.live(at) == Alive {
-			out = append(out, t.vnodes[at])
-		}
-	}
-	return out
-}
-
-// preceding returns who may be before self by the membership table, nearest first.
-func (c *chord) preceding(t *Table, self Vnode) []Vnode {
-	var out []Vnode
-	start := t.Successor(self.ID.ID) + len(t.vnodes)
-	for i := 1; i <= len(t.vnodes) && len(out) < tableHints; i++ {
-		at := (start - i) % len(t.vnodes)
-		if t.vnodes[at].ID != self.ID && t.routable(at) {
 			out = append(out, t.vnodes[at])
 		}
 	}

@@ -174,6 +174,17 @@ func (t *Table) live(i int) Liveness { return t.infos[t.places[i].peer].Live }
 
 func (t *Table) routable(i int) bool { return t.infos[t.places[i].peer].routable() }
 
+// preceding returns up to limit virtual nodes before id that pointers may lead to, nearest first.
+func (t *Table) preceding(id blocks.ID, limit int) (out []Vnode) {
+	at := t.Successor(id) + len(t.vnodes)
+	for i := 1; i <= len(t.vnodes) && len(out) < limit; i++ {
+		if j := (at - i) % len(t.vnodes); t.routable(j) {
+			out = append(out, t.vnodes[j])
+		}
+	}
+	return out
+}
+
 // Owner returns the presumed owner of id: the first virtual node at or after it
 // whose peer answers as far as is known. False: there is none.
 func (t *Table) Owner(id blocks.ID) (Vnode, bool) {
