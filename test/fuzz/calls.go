@@ -284,11 +284,19 @@ func mmapRead(c *child, o *Op, r *Result) error {
 	return mapped(c, o, unix.PROT_READ, func(p []byte) error { r.Data = slices.Clone(p); return nil })
 }
 
+// copyRange goes on after a part, as whoever copies does: copy_file_range(2) may stop early, and on a local disk it does now and then.
 func copyRange(c *child, o *Op, r *Result) error {
 	in, out := o.Off, o.Off2
-	n, err := unix.CopyFileRange(c.fd(o.Slot), &in, c.fd(o.Slot2), &out, int(o.Len), 0)
-	r.N = int64(max(n, 0))
-	return err
+	for {
+		n, err := unix.CopyFileRange(c.fd(o.Slot), &in, c.fd(o.Slot2), &out, int(o.Len-r.N), 0)
+		r.N += int64(max(n, 0))
+		if n <= 0 || r.N == o.Len {
+			if r.N > 0 {
+				err = nil
+			}
+			return err
+		}
+	}
 }
 
 // recordSize is how long a record of appendLocked is, bytes.
