@@ -115,7 +115,7 @@ func (v *Volume) Flush(ctx context.Context, ino tree.Ino, owner, handle uint64) 
 	return lockErr(v.locks.Closed(ctx, uint64(ino), owner, handle, !tree.MayWait(ctx)))
 }
 
-// flushData is the data's part of close(2). Without a lease (attributes are not valid for any time) another mount may open the
+// flushData is the data's part of close(2). Without a lease of its own (attributes are not valid for any time) another mount may open the
 // file unseen, so its data is committed now; under a lease that other mount makes it happen.
 func (v *Volume) flushData(ctx context.Context, ino tree.Ino) error {
 	if err := v.files.Flush(ctx, ino); err != nil {

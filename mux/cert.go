@@ -16,7 +16,7 @@ import (
 )
 
 // ALPN names the protocol and its version.
-const ALPN = "mutualfs/1"
+const ALPN = "mutualfs/2"
 
 // SecretSize is the length of a ring secret, bytes.
 const SecretSize = 32

@@ -52,10 +52,10 @@ type recalls struct {
 }
 
 // OnRecall is tree.Registers.
-func (r recalls) OnRecall(f func(ctx context.Context, id blocks.RegisterID)) {
-	r.Service.OnRecall(func(ctx context.Context, id blocks.RegisterID) {
+func (r recalls) OnRecall(f func(ctx context.Context, id blocks.RegisterID, read bool)) {
+	r.Service.OnRecall(func(ctx context.Context, id blocks.RegisterID, read bool) {
 		if !r.locks.Recall(ctx, id) {
-			f(ctx, id)
+			f(ctx, id, read)
 		}
 	})
 }

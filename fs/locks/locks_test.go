@@ -79,7 +79,7 @@ func (w *world) prepare(t *testing.T, i int, adapt ...func(*Config)) (m *mount, 
 	if m.Locks, err = New(c); err != nil {
 		t.Fatal(err)
 	}
-	m.regs.OnRecall(func(ctx context.Context, id blocks.RegisterID) { m.Recall(ctx, id) })
+	m.regs.OnRecall(func(ctx context.Context, id blocks.RegisterID, _ bool) { m.Recall(ctx, id) })
 	w.mu.Lock()
 	w.mounts[mountID(i)] = m
 	w.mu.Unlock()

@@ -336,7 +336,7 @@ func (t *Tree) parentOf(ctx context.Context, id blocks.RegisterID) (blocks.Regis
 // parentAndIntent returns the agreed parent of a directory, and the intent that lies there.
 func (t *Tree) parentAndIntent(ctx context.Context, c *container) (blocks.RegisterID, *Intent, error) {
 	c.mu.Lock()
-	if c.st != nil && !c.fenced && t.leased(c) {
+	if c.st != nil && !c.fenced && t.sure(c) {
 		defer c.mu.Unlock()
 		return c.st.Parent, c.st.intent, nil
 	}

@@ -23,7 +23,10 @@ func (t *Tree) Accessed(ino Ino) {
 		return
 	}
 	at := now()
-	_ = t.readIno(NoWait(context.Background()), ino, func(_ *container, _ *State, n *Inode) error { // what is not in memory under a lease is left as it is
+	_ = t.readIno(NoWait(context.Background()), ino, func(c *container, _ *State, n *Inode) error { // what is not in memory under a lease is left as it is
+		if !t.leased(c) {
+			return nil
+		}
 		t.withNode(ino, func(x *node) {
 			last := n.Atime
 			if x.atime != 0 {

@@ -45,7 +45,7 @@ func (t *Tree) compact(ctx context.Context, c *container) error {
 		return nil
 	}
 	clear := encodeState(c.st)
-	ch := blocks.Change{Base: c.version, Origin: t.cfg.Mount}
+	ch := blocks.Change{Base: c.version, Origin: t.cfg.Mount, Quiet: true}
 	c.mu.Unlock()
 	var err error
 	if ch.Snapshot, err = c.seal.seal(sealSnapshot, clear); err != nil {
@@ -62,7 +62,7 @@ func (t *Tree) compact(ctx context.Context, c *container) error {
 		return err
 	}
 	c.mu.Lock()
-	c.agreed(r, ch, seq)
+	t.agreed(c, r, ch, seq)
 	c.mu.Unlock()
 	return nil
 }

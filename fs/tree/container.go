@@ -32,16 +32,19 @@ type container struct {
 	st       *State // nil: not loaded
 	version  blocks.Version
 	lease    blocks.Lease
-	applied  Seq  // of this mount
-	unborn   bool // made here and not created yet: nobody else knows it
-	replayed bool // unborn, and an earlier process may have created it
-	removed  bool // the directory was removed here
-	bearing  bool // unborn, and a batch that names it is under way, its removal is not part of that
-	closed   bool // a recall is under way: no fast operations but writebacks
-	frozen   bool // a transaction or a release of the lease is under way: no fast operations at all
-	fenced   bool // st has pending operations on an old version: reload before anything else
-	noLease  time.Time
-	owes     bool // this mount has left something to free, without a lease
+	shared   bool      // lease is one that others may have, too: memory answers who reads, and nobody else
+	others   bool      // others shared the lease when the register was last looked at
+	applied  Seq       // of this mount
+	unborn   bool      // made here and not created yet: nobody else knows it
+	replayed bool      // unborn, and an earlier process may have created it
+	removed  bool      // the directory was removed here
+	bearing  bool      // unborn, and a batch that names it is under way, its removal is not part of that
+	closed   bool      // a recall is under way: no fast operations but writebacks
+	frozen   bool      // a transaction or a release of the lease is under way: no fast operations at all
+	fenced   bool      // st has pending operations on an old version: reload before anything else
+	noLease  time.Time // until then the lease is not asked for alone
+	noShare  time.Time // nor to share it
+	owes     bool      // this mount has left something to free, without a lease
 	ops      []pending
 	inflight int // of ops, in the batch that is being committed
 	since    time.Time
@@ -92,14 +95,25 @@ func (t *Tree) cont(id blocks.RegisterID) (*container, error) {
 	return c, nil
 }
 
-// leased reports whether memory alone can answer. mu must be held.
-func (t *Tree) leased(c *container) bool {
+// leased reports whether nobody else can change the container or look into it. mu must be held.
+func (t *Tree) leased(c *container) bool { return c.unborn || !c.shared && t.sure(c) }
+
+// sure reports whether nobody else can change the container: what memory has is what there is. mu must be held.
+func (t *Tree) sure(c *container) bool {
 	return c.unborn || c.lease.Holder == t.cfg.Mount && t.regs.Holds(c.id, c.lease.Epoch)
 }
 
-// fast reports whether a call may be answered from memory now. mu must be held.
-func (t *Tree) fast(c *container) bool {
-	return c.st != nil && !c.closed && !c.frozen && !c.fenced && c.st.intent == nil && t.leased(c)
+// fast reports whether a change may be answered from memory now. mu must be held.
+func (t *Tree) fast(c *container) bool { return c.open() && t.leased(c) }
+
+// open reports whether nothing but the lease decides whether memory may answer. mu must be held.
+func (c *container) open() bool {
+	return c.st != nil && !c.closed && !c.frozen && !c.fenced && c.st.intent == nil
+}
+
+// leaseIs takes over what the register says of the lease. mu must be held.
+func (t *Tree) leaseIs(c *container, r blocks.Register) {
+	c.lease, c.shared, c.others = r.LeaseOf(t.cfg.Mount)
 }
 
 func (c *container) acquire(ctx context.Context) error {
@@ -143,6 +157,12 @@ func (t *Tree) readFor(ctx context.Context, id blocks.RegisterID, orphans bool, 
 		return err
 	}
 	defer c.release()
+	c.mu.Lock()
+	ok, err = t.readFast(c, orphans, false, f) // somebody has got a lease meanwhile
+	c.mu.Unlock()
+	if ok {
+		return err
+	}
 	if err := t.validate(ctx, c); err != nil {
 		return err
 	}
@@ -161,7 +181,7 @@ func (t *Tree) readFor(ctx context.Context, id blocks.RegisterID, orphans bool, 
 func (t *Tree) readFast(c *container, orphans, flush bool, f func(c *container, s *State) error) (ok bool, err error) {
 	closed := c.closed
 	c.closed = closed && !flush
-	ok = t.fast(c)
+	ok = c.open() && t.sure(c)
 	c.closed = closed
 	if !ok {
 		return false, nil
@@ -446,10 +466,8 @@ func (t *Tree) commitOne(ctx context.Context, c *container, seq Seq, o *Op, done
 		return Effect{}, err
 	}
 	c.mu.Lock()
-	ch := blocks.Change{Base: c.version, Origin: t.cfg.Mount, Seq: uint64(seq), Delta: delta}
-	if t.mayLease(c) {
-		ch.Lease = blocks.LeaseAcquire
-	}
+	ch := blocks.Change{Base: c.version, Origin: t.cfg.Mount, Seq: uint64(seq), Delta: delta, Quiet: o.quiet()}
+	ch.Lease = t.wish(c, o.use())
 	c.mu.Unlock()
 	r, err := t.propose(ctx, c.id, ch)
 	c.mu.Lock()
@@ -462,7 +480,7 @@ func (t *Tree) commitOne(ctx context.Context, c *container, seq Seq, o *Op, done
 	if err != nil {
 		return ef, fmt.Errorf("%w: container %s: an agreed operation does not apply: %v", blocks.ErrCorrupt, c.id.Short(), err)
 	}
-	c.agreed(r, ch, seq)
+	t.agreed(c, r, ch, seq)
 	t.sums.drop(c.head)
 	c.owes = c.st.frees()
 	for _, ino := range ef.MovedIn {
@@ -475,8 +493,9 @@ func (t *Tree) commitOne(ctx context.Context, c *container, seq Seq, o *Op, done
 }
 
 // agreed takes over the outcome of a change. mu must be held.
-func (c *container) agreed(r blocks.Register, ch blocks.Change, seq Seq) {
-	c.version, c.lease = ch.Base+1, r.Lease
+func (t *Tree) agreed(c *container, r blocks.Register, ch blocks.Change, seq Seq) {
+	c.version = ch.Base + 1
+	t.leaseIs(c, r)
 	c.applied = max(c.applied, seq)
 	if ch.Snapshot != nil {
 		c.snapLen, c.tailLen, c.tailN = len(ch.Snapshot), 0, 0

@@ -254,7 +254,7 @@ func (t *Tree) cut(c *container) *batch {
 	if c.unborn || c.heavy() {
 		b.snapshot = encodeState(c.st)
 	}
-	b.change = blocks.Change{Base: c.version, Origin: t.cfg.Mount, Seq: uint64(b.last)}
+	b.change = blocks.Change{Base: c.version, Origin: t.cfg.Mount, Seq: uint64(b.last), Quiet: !slices.ContainsFunc(b.ops, (*Op).loud)}
 	if c.unborn {
 		b.change.Base, b.change.Lease, b.change.Shared = 0, blocks.LeaseAcquire, c.replayed
 	}
@@ -301,7 +301,7 @@ func (t *Tree) commit(ctx context.Context, c *container, b *batch) error {
 		return err
 	}
 	c.mu.Lock()
-	c.agreed(r, b.change, b.last)
+	t.agreed(c, r, b.change, b.last)
 	c.mu.Unlock()
 	return nil
 }

@@ -128,10 +128,11 @@ func (t *Tree) freeContainer(ctx context.Context, c *container) error {
 // frees reports whether the container has something to free.
 func (s *State) frees() bool { return len(s.free)+len(s.freeRegs) > 0 }
 
-// leaseToFree takes the lease of a container in which this mount has left something to free, unless another mount
-// has it: that one does the same.
+// leaseToFree takes the lease of a container in which this mount has left something to free, or which it only reads, unless another
+// mount has it alone: that one does the same.
 func (t *Tree) leaseToFree(ctx context.Context, c *container) error {
 	c.mu.Lock()
+	c.owes = c.owes || c.shared && c.st != nil && c.st.frees() // who left it may have died, and readers alone would leave it for ever
 	want := c.owes && c.st != nil && !c.st.Dead && !c.removed && !t.leased(c) && time.Now().After(c.noLease)
 	c.owes = c.owes && !t.leased(c)
 	c.mu.Unlock()
@@ -145,15 +146,20 @@ func (t *Tree) leaseToFree(ctx context.Context, c *container) error {
 		return err
 	}
 	c.mu.Lock()
-	if c.owes = err == nil && lease.Holder.IsZero(); c.owes {
-		c.reads, c.readsAt = readsForLease, time.Now()
-	}
+	c.owes = err == nil && lease.Holder.IsZero()
 	want = c.owes
 	c.mu.Unlock()
 	if !want {
 		return nil
 	}
-	return t.read(ctx, c.id, func(*container, *State) error { return nil })
+	if err := c.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.release()
+	if err := t.validate(ctx, c); err != nil {
+		return err
+	}
+	return t.takeLease(ctx, c, blocks.LeaseAcquire)
 }
 
 // deleteStripes deletes in parallel and returns those that are gone.

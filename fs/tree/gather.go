@@ -27,7 +27,7 @@ func (t *Tree) sumOf(ctx context.Context, id blocks.RegisterID) (pageSum, error)
 		return pageSum{}, err
 	}
 	c.mu.Lock()
-	if c.st == nil && c.sum != nil && !c.closed && !c.frozen && !c.fenced && t.leased(c) {
+	if c.st == nil && c.sum != nil && !c.closed && !c.frozen && !c.fenced && t.sure(c) {
 		defer c.mu.Unlock()
 		return *c.sum, nil
 	}

@@ -37,7 +37,8 @@ func (t *Tree) validate(ctx context.Context, c *container) error {
 	return fmt.Errorf("%w: container %s: one transaction after the other: %w", blocks.ErrBusy, c.id.Short(), ctx.Err())
 }
 
-// refresh reads the register unless a lease makes that needless. No batch is committed between the read and the moment when
+// refresh reads the register unless a lease makes that needless: one that is shared does not, for what is to be changed must have what
+// others have noted without a word. No batch is committed between the read and the moment when
 // its result is taken over: what the read returned would be older than what memory has, or have a part of what is
 // pending. busy must be held.
 func (t *Tree) refresh(ctx context.Context, c *container) error {
@@ -136,7 +137,7 @@ func (t *Tree) adopt(ctx context.Context, c *container, r blocks.Register, moved
 	defer c.mu.Unlock()
 	t.j.atLeast(Seq(r.Applied[t.cfg.Mount]))
 	if !moved {
-		c.lease = r.Lease
+		t.leaseIs(c, r)
 		return nil
 	}
 	st := c.st
@@ -166,7 +167,8 @@ func (t *Tree) adopt(ctx context.Context, c *container, r blocks.Register, moved
 	}
 	c.noteSplits(foreign)
 	old := c.st
-	c.st, c.version, c.lease = st, r.Version, r.Lease
+	c.st, c.version = st, r.Version
+	t.leaseIs(c, r)
 	c.applied = max(c.applied, Seq(r.Applied[t.cfg.Mount]))
 	c.used = time.Now()
 	c.notePage()
@@ -315,12 +317,31 @@ func (t *Tree) vanished(c *container) {
 	c.removed, c.st = true, nil
 }
 
-// mayLease says whether it is worth to ask for the lease. mu must be held.
-func (t *Tree) mayLease(c *container) bool {
-	return time.Now().After(c.noLease) && !t.leased(c) && c.st != nil && (c.st.named() || c.st.Kind == KindFile || c.st.Kind == KindMap)
+// use is what somebody does with a container that he has no lease for.
+type use int
+
+const (
+	useRead  use = iota
+	useNote      // a quiet change
+	useAlter     // any other
+)
+
+// wish says what lease it is worth to ask for, if any: alone, for who alters the container or is the only one that uses it; else
+// one to share. Who has just been asked to give one back does not ask for it again. mu must be held.
+func (t *Tree) wish(c *container, u use) blocks.LeaseAction {
+	at := time.Now()
+	switch {
+	case c.st == nil || t.leased(c) || !c.st.named() && c.st.Kind != KindFile && c.st.Kind != KindMap:
+		return blocks.LeaseKeep
+	case at.After(c.noLease) && (u == useAlter || !c.others && (u == useNote || !t.sure(c))):
+		return blocks.LeaseAcquire
+	case u != useAlter && at.After(c.noShare) && !t.sure(c) && len(c.ops) == 0:
+		return blocks.LeaseShare
+	}
+	return blocks.LeaseKeep
 }
 
-// maybeLease takes the lease if the container is read often. busy must be held.
+// maybeLease takes a lease if the container is read often. busy must be held.
 func (t *Tree) maybeLease(ctx context.Context, c *container) error {
 	c.mu.Lock()
 	at := time.Now()
@@ -328,10 +349,25 @@ func (t *Tree) maybeLease(ctx context.Context, c *container) error {
 		c.reads, c.readsAt = 0, at
 	}
 	c.reads++
-	want := c.reads >= readsForLease && t.mayLease(c) && !c.removed
-	ch := blocks.Change{Base: c.version, Origin: t.cfg.Mount, Lease: blocks.LeaseAcquire}
+	action := blocks.LeaseKeep
+	if c.reads >= readsForLease && !c.removed {
+		action = t.wish(c, useRead)
+	}
 	c.mu.Unlock()
-	if !want {
+	if action == blocks.LeaseKeep {
+		return nil
+	}
+	return t.takeLease(ctx, c, action)
+}
+
+// takeLease asks for a lease of a container that was validated. Without it all goes on as before, so that an error does not
+// matter. busy must be held.
+func (t *Tree) takeLease(ctx context.Context, c *container, action blocks.LeaseAction) error {
+	c.mu.Lock()
+	ch := blocks.Change{Base: c.version, Origin: t.cfg.Mount, Lease: action}
+	loaded := c.st != nil && !c.removed
+	c.mu.Unlock()
+	if !loaded {
 		return nil
 	}
 	r, err := t.regs.Propose(ctx, c.id, ch)
@@ -339,13 +375,17 @@ func (t *Tree) maybeLease(ctx context.Context, c *container) error {
 		return t.validate(ctx, c)
 	}
 	if err != nil {
-		return nil // it was only worth a try: the state was validated, the answer is right
+		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if r.Version == ch.Base+1 {
-		c.version, c.lease = r.Version, r.Lease
+	switch r.Version {
+	case ch.Base + 1:
 		c.tailN++
+		fallthrough
+	case ch.Base:
+		c.version = r.Version
+		t.leaseIs(c, r)
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ type lister struct {
 	dir      Ino
 	entries  []Entry
 	children []listed
+	leased   bool // this mount has a lease of the directory, perhaps with others
 }
 
 // listed is an entry whose attributes lie in a container of their own.
@@ -63,6 +64,7 @@ func (t *Tree) ReadDir(ctx context.Context, dir Ino, from blocks.RegisterID) (en
 func (l *lister) add(c *container, s *State) {
 	t := l.t
 	sure := t.leased(c) && !c.closed
+	l.leased = t.sure(c)
 	if l.entries == nil {
 		l.entries = make([]Entry, 0, len(s.entries))
 	}
@@ -113,7 +115,7 @@ func (l *lister) fillChildren(ctx context.Context) {
 		}
 	}
 	if len(rest) > 0 {
-		l.t.ahead.listed(rest, l.children[0].sure)
+		l.t.ahead.listed(rest, l.leased)
 	}
 }
 

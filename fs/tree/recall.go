@@ -11,8 +11,9 @@ import (
 )
 
 // recall gives a lease back because another mount wants the container: no new fast
-// operations, dirty data and pending operations committed, the kernel forgets, then the release.
-func (t *Tree) recall(ctx context.Context, id blocks.RegisterID) {
+// operations, dirty data and pending operations committed, the kernel forgets, then the release. read: the other one reads, and
+// both may do that with a lease that they share.
+func (t *Tree) recall(ctx context.Context, id blocks.RegisterID, read bool) {
 	if id == t.sessionID() {
 		return // that it was asked shows that the process lives; the lease stays
 	}
@@ -28,16 +29,24 @@ func (t *Tree) recall(ctx context.Context, id blocks.RegisterID) {
 	c.mu.Lock()
 	c.closed = true
 	c.noLease = time.Now().Add(t.cfg.LeasePause)
+	if !read {
+		c.noShare = c.noLease
+	}
+	shared := c.shared
 	expiry := time.Now().Add(validFor)
 	t.sums.drop(c.head)
 	c.mu.Unlock()
-	err = t.flushFiles(ctx, c)
-	if err == nil {
-		err = t.flushRemoval(ctx, c)
-	}
-	if err == nil {
-		t.callBack(ctx, c, expiry)
-		err = t.giveBack(ctx, c)
+	if shared { // nothing is pending under it, and the kernel may keep nothing
+		err = t.unshare(ctx, c)
+	} else {
+		err = t.flushFiles(ctx, c)
+		if err == nil {
+			err = t.flushRemoval(ctx, c)
+		}
+		if err == nil {
+			t.callBack(ctx, c, expiry)
+			err = t.giveBack(ctx, c)
+		}
 	}
 	c.mu.Lock()
 	c.closed = false
@@ -117,6 +126,10 @@ func (t *Tree) giveBack(ctx context.Context, c *container) error {
 			}
 			continue
 		}
+		if c.shared {
+			c.mu.Unlock()
+			return t.unshare(ctx, c)
+		}
 		if c.st != nil && (t.noteOpen(c) || t.noteAtimes(c, t.readIn(c))) {
 			c.mu.Unlock()
 			continue
@@ -142,7 +155,7 @@ func (t *Tree) giveBack(ctx context.Context, c *container) error {
 				c.version = r.Version
 				c.tailN++
 			}
-			c.lease = blocks.Lease{}
+			c.lease, c.shared = blocks.Lease{}, false
 			c.owes = c.st != nil && c.st.frees()
 			c.mu.Unlock()
 			return nil
@@ -159,6 +172,24 @@ func (t *Tree) giveBack(ctx context.Context, c *container) error {
 		}
 	}
 	return blocks.ErrBusy
+}
+
+// unshare gives a shared lease back. It does not need busy: of two mounts that share a lease and change the container each waits
+// for the other's, with its busy taken.
+func (t *Tree) unshare(ctx context.Context, c *container) error {
+	c.mu.Lock()
+	lease, base := c.lease, c.version
+	c.mu.Unlock()
+	_, err := t.propose(ctx, c.id, blocks.Change{Base: base, Origin: t.cfg.Mount, Lease: blocks.LeaseLeave, Epoch: lease.Epoch})
+	if err != nil && !errors.Is(err, blocks.ErrNotFound) {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lease == lease {
+		c.lease, c.shared = blocks.Lease{}, false
+	}
+	return nil
 }
 
 func (c *container) fence() {

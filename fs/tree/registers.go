@@ -9,7 +9,7 @@ import (
 // Registers is what the tree needs of the agreed registers.
 type Registers interface {
 	// Read returns the newest agreed state, what is newer than version since; it is
-	// linearizable. A lease that another mount holds is recalled first.
+	// linearizable. A lease that another mount holds alone is recalled first.
 	Read(ctx context.Context, id blocks.RegisterID, since blocks.Version) (blocks.Register, error)
 	// Peek is Read of the whole value without the recall: what the holder of a lease has not proposed yet is not in it.
 	Peek(ctx context.Context, id blocks.RegisterID) (blocks.Register, error)
@@ -17,14 +17,14 @@ type Registers interface {
 	// since Base, and the first result says how. A change with Seq not above Applied[Origin] has been
 	// made already: success without effect. Any other error leaves it open whether the change was made.
 	Propose(ctx context.Context, id blocks.RegisterID, c blocks.Change) (blocks.Register, error)
-	// Holds reports whether this mount's lease of that epoch can be trusted now. It does not wait.
+	// Holds reports whether this mount's lease of that epoch, alone or shared, can be trusted now. It does not wait.
 	Holds(id blocks.RegisterID, epoch uint64) bool
-	// Lease returns who holds a register's lease. It does not recall it; but a holder that cannot be reached, and that a
+	// Lease returns who holds a register's lease alone. It does not recall it; but a holder that cannot be reached, and that a
 	// majority has not heard for long enough, loses it first.
 	Lease(ctx context.Context, id blocks.RegisterID) (blocks.Lease, error)
 	// OnRecall sets who is told that another mount wants the register: f flushes it
-	// and releases the lease before it returns.
-	OnRecall(f func(ctx context.Context, id blocks.RegisterID))
+	// and releases the lease before it returns. read: the other one wants to read.
+	OnRecall(f func(ctx context.Context, id blocks.RegisterID, read bool))
 }
 
 // Hooks is what the tree needs of the content of files.

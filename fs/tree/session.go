@@ -176,6 +176,19 @@ func (o *Op) notes() bool {
 		slices.ContainsFunc(o.Inodes, func(n *Inode) bool { return len(n.Keepers) > 0 })
 }
 
+// quiet reports whether those who share a lease need not know of the operation: what is noted of open files, and of when
+// something was read, is of use to those alone who change the container, and they read it anew.
+func (o *Op) quiet() bool { return o.Kind == OpKeep || o.Kind == OpRelease || o.Kind == OpAtime }
+
+func (o *Op) loud() bool { return !o.quiet() }
+
+func (o *Op) use() use {
+	if o.quiet() {
+		return useNote
+	}
+	return useAlter
+}
+
 // keeps reports whether this mount has handles on the inode, of which a note is about to be made.
 func (t *Tree) keeps(ino Ino) (open bool) {
 	t.withNode(ino, func(n *node) {

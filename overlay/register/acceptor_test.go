@@ -2,6 +2,7 @@ package register
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -149,9 +150,18 @@ func TestAcceptor(t *testing.T) {
 	}
 }
 
+func version(made bool) blocks.Version {
+	if made {
+		return 1
+	}
+	return 0
+}
+
 func TestJudge(t *testing.T) {
 	held := &state{Version: 5, Base: 1, Lease: blocks.Lease{Holder: p1, Epoch: 3}, Applied: map[blocks.PeerID]uint64{p1: 10}}
 	free := &state{Version: 5, Base: 1, Lease: blocks.Lease{Epoch: 3}, Applied: map[blocks.PeerID]uint64{p1: 10}}
+	read := &state{Version: 5, Base: 1, Lease: blocks.Lease{Epoch: 3}, Readers: []blocks.Lease{{Holder: p1, Epoch: 2}, {Holder: p2, Epoch: 3}}}
+	one := &state{Version: 5, Base: 1, Lease: blocks.Lease{Epoch: 3}, Readers: []blocks.Lease{{Holder: p1, Epoch: 2}}}
 	gone := &state{Version: 5, Deleted: true, Applied: map[blocks.PeerID]uint64{p1: 10}}
 	for _, c := range []struct {
 		name  string
@@ -160,27 +170,48 @@ func TestJudge(t *testing.T) {
 		renew bool
 		want  verdict
 		lease blocks.Lease
+		share []blocks.Lease
 	}{
-		{"the holder changes", held, blocks.Change{Base: 5, Origin: p1, Seq: 11, Delta: []byte("x")}, false, verdictApply, held.Lease},
-		{"another while it is held", held, blocks.Change{Base: 5, Origin: p2, Seq: 1}, false, verdictHeld, blocks.Lease{}},
-		{"another, on an old version, while it is held", held, blocks.Change{Base: 2, Origin: p2, Seq: 1}, false, verdictHeld, blocks.Lease{}},
-		{"a repeated change", held, blocks.Change{Base: 4, Origin: p1, Seq: 10}, false, verdictDone, blocks.Lease{}},
-		{"a repeated change after the deletion", gone, blocks.Change{Base: 4, Origin: p1, Seq: 10}, false, verdictDone, blocks.Lease{}},
-		{"a change after the deletion", gone, blocks.Change{Base: 5, Origin: p1, Seq: 11}, false, verdictGone, blocks.Lease{}},
-		{"an old version", free, blocks.Change{Base: 4, Origin: p1, Seq: 11}, false, verdictConflict, blocks.Lease{}},
-		{"a creation of what exists", free, blocks.Change{Origin: p2, Seq: 1}, false, verdictConflict, blocks.Lease{}},
-		{"acquire", free, blocks.Change{Base: 5, Origin: p2, Lease: blocks.LeaseAcquire}, false, verdictApply, blocks.Lease{Holder: p2, Epoch: 4}},
-		{"acquire again", held, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseAcquire}, false, verdictApply, held.Lease},
-		{"acquire after a lapse", held, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseAcquire}, true, verdictApply, blocks.Lease{Holder: p1, Epoch: 4}},
-		{"release", held, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseRelease}, false, verdictApply, blocks.Lease{Epoch: 3}},
-		{"release of what is free", free, blocks.Change{Base: 5, Origin: p2, Lease: blocks.LeaseRelease}, false, verdictApply, free.Lease},
-		{"delete", held, blocks.Change{Base: 5, Origin: p1, Seq: 11, Delete: true}, false, verdictApply, blocks.Lease{Epoch: 3}},
+		{"the holder changes", held, blocks.Change{Base: 5, Origin: p1, Seq: 11, Delta: []byte("x")}, false, verdictApply, held.Lease, nil},
+		{"another while it is held", held, blocks.Change{Base: 5, Origin: p2, Seq: 1}, false, verdictHeld, blocks.Lease{}, nil},
+		{"another, on an old version, while it is held", held, blocks.Change{Base: 2, Origin: p2, Seq: 1}, false, verdictHeld, blocks.Lease{}, nil},
+		{"a repeated change", held, blocks.Change{Base: 4, Origin: p1, Seq: 10}, false, verdictDone, blocks.Lease{}, nil},
+		{"a repeated change after the deletion", gone, blocks.Change{Base: 4, Origin: p1, Seq: 10}, false, verdictDone, blocks.Lease{}, nil},
+		{"a change after the deletion", gone, blocks.Change{Base: 5, Origin: p1, Seq: 11}, false, verdictGone, blocks.Lease{}, nil},
+		{"an old version", free, blocks.Change{Base: 4, Origin: p1, Seq: 11}, false, verdictConflict, blocks.Lease{}, nil},
+		{"a creation of what exists", free, blocks.Change{Origin: p2, Seq: 1}, false, verdictConflict, blocks.Lease{}, nil},
+		{"acquire", free, blocks.Change{Base: 5, Origin: p2, Lease: blocks.LeaseAcquire}, false, verdictApply, blocks.Lease{Holder: p2, Epoch: 4}, nil},
+		{"acquire again", held, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseAcquire}, false, verdictApply, held.Lease, nil},
+		{"acquire after a lapse", held, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseAcquire}, true, verdictApply, blocks.Lease{Holder: p1, Epoch: 4}, nil},
+		{"release", held, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseRelease}, false, verdictApply, blocks.Lease{Epoch: 3}, nil},
+		{"release of what is free", free, blocks.Change{Base: 5, Origin: p2, Lease: blocks.LeaseRelease}, false, verdictApply, free.Lease, nil},
+		{"delete", held, blocks.Change{Base: 5, Origin: p1, Seq: 11, Delete: true}, false, verdictApply, blocks.Lease{Epoch: 3}, nil},
+		{"share", free, blocks.Change{Base: 5, Origin: p2, Lease: blocks.LeaseShare}, false, verdictApply, blocks.Lease{Epoch: 4}, []blocks.Lease{{Holder: p2, Epoch: 4}}},
+		{"share with another", one, blocks.Change{Base: 5, Origin: p2, Lease: blocks.LeaseShare}, false, verdictApply, blocks.Lease{Epoch: 4}, []blocks.Lease{{Holder: p1, Epoch: 2}, {Holder: p2, Epoch: 4}}},
+		{"share again", one, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseShare}, false, verdictApply, one.Lease, one.Readers},
+		{"share after a lapse", read, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseShare}, true, verdictApply, blocks.Lease{Epoch: 4}, []blocks.Lease{{Holder: p2, Epoch: 3}, {Holder: p1, Epoch: 4}}},
+		{"share what another holds", held, blocks.Change{Base: 5, Origin: p2, Lease: blocks.LeaseShare}, false, verdictHeld, blocks.Lease{}, nil},
+		{"share what it holds alone", held, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseShare}, false, verdictApply, held.Lease, nil},
+		{"a reader changes alone", one, blocks.Change{Base: 5, Origin: p1, Seq: 11, Delta: []byte("x")}, false, verdictHeld, blocks.Lease{}, nil},
+		{"a reader changes beside another", read, blocks.Change{Base: 5, Origin: p1, Seq: 11, Delta: []byte("x")}, false, verdictHeld, blocks.Lease{}, nil},
+		{"a quiet change beside readers", read, blocks.Change{Base: 5, Origin: p1, Seq: 11, Delta: []byte("x"), Quiet: true}, false, verdictApply, read.Lease, read.Readers},
+		{"a quiet acquisition beside readers", read, blocks.Change{Base: 5, Origin: p1, Seq: 11, Quiet: true, Lease: blocks.LeaseAcquire}, false, verdictHeld, blocks.Lease{}, nil},
+		{"a quiet deletion beside readers", read, blocks.Change{Base: 5, Origin: p1, Quiet: true, Delete: true}, false, verdictHeld, blocks.Lease{}, nil},
+		{"a quiet change beside a holder", held, blocks.Change{Base: 5, Origin: p2, Seq: 11, Quiet: true}, false, verdictHeld, blocks.Lease{}, nil},
+		{"acquire beside readers", read, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseAcquire}, false, verdictHeld, blocks.Lease{}, nil},
+		{"acquire as the only reader", one, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseAcquire}, false, verdictHeld, blocks.Lease{}, nil},
+		{"release by a reader", read, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseRelease}, false, verdictApply, read.Lease, read.Readers},
+		{"leave", read, blocks.Change{Base: 4, Origin: p1, Lease: blocks.LeaseLeave, Epoch: 2}, false, verdictApply, read.Lease, read.Readers[1:]},
+		{"leave what was left", read, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseLeave, Epoch: 1}, false, verdictDone, blocks.Lease{}, nil},
+		{"leave what another shares", read, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseLeave, Epoch: 3}, false, verdictDone, blocks.Lease{}, nil},
+		{"leave what is held alone", held, blocks.Change{Base: 5, Origin: p1, Lease: blocks.LeaseLeave, Epoch: 3}, false, verdictDone, blocks.Lease{}, nil},
+		{"delete as the only reader", one, blocks.Change{Base: 5, Origin: p1, Delete: true}, false, verdictHeld, blocks.Lease{}, nil},
 	} {
 		v, next, _, err := judge(c.s, &c.c, c.renew)
 		if v != c.want || err != nil {
 			t.Errorf("%s: verdict %d, want %d, %v", c.name, v, c.want, err)
 		}
-		if v == verdictApply && (next.Lease != c.lease || next.Version != c.s.Version+1 || next.Deleted != c.c.Delete) {
+		if v == verdictApply && (next.Lease != c.lease || next.Version != c.s.Version+version(!sharing(&c.c)) || next.Deleted != c.c.Delete || !slices.Equal(next.Readers, c.share)) {
 			t.Errorf("%s: %+v", c.name, next)
 		}
 	}

@@ -26,20 +26,17 @@ const (
 // reached, or none is known. ErrBusy: a mount does not give the lease back.
 func (s *Service) Read(ctx context.Context, id blocks.RegisterID, since blocks.Version) (blocks.Register, error) {
 	var out blocks.Register
-	err := s.untilFree(ctx, id, func(seize uint64) (*state, error) {
+	err := s.untilFree(ctx, id, true, func(seize uint64) (inTheWay blocks.Lease, err error) {
 		st, p, err := s.readOnce(ctx, id, since, seize)
 		if err != nil {
-			return nil, err
+			return inTheWay, err
 		}
 		s.leases.note(s, id, nil, false, st, 0)
 		out = st.register(id, since, p)
 		if st.Deleted {
-			return nil, fmt.Errorf("read register %s: %w: it was deleted", id.Short(), blocks.ErrNotFound)
+			return inTheWay, fmt.Errorf("read register %s: %w: it was deleted", id.Short(), blocks.ErrNotFound)
 		}
-		if h := st.Lease.Holder; !h.IsZero() && h != s.self {
-			return st, nil
-		}
-		return nil, nil
+		return st.inTheWay(s.self, false), nil
 	})
 	return out, err
 }
@@ -64,7 +61,7 @@ func (s *Service) readOnce(ctx context.Context, id blocks.RegisterID, since bloc
 // Propose makes one change. With ErrConflict the first result is the newest state
 // and what of the value is newer than c.Base; on success it is the state after the change,
 // or for a change that had been applied before, the newest and what is newer
-// than c.Base. A lease that another mount holds is recalled first. ErrNotFound: the register was
+// than c.Base. Leases that are in the way are recalled first; one that this mount shares it leaves. ErrNotFound: the register was
 // deleted. ErrUnavailable, ErrDeadline: the change may or may not happen;
 // proposing it again with the same Seq is safe. ErrNoSpace: the value would be too large.
 func (s *Service) Propose(ctx context.Context, id blocks.RegisterID, c blocks.Change) (blocks.Register, error) {
@@ -76,26 +73,31 @@ func (s *Service) Propose(ctx context.Context, id blocks.RegisterID, c blocks.Ch
 		}
 		s.learn(id, v)
 	}
+	if epoch := s.leases.sharedEpoch(id); epoch != 0 && disturbs(&c) {
+		if err := s.leave(ctx, id, epoch); err != nil {
+			return out, err
+		}
+	}
 	fl := s.leases.begin(id, c)
 	defer s.leases.end(id, fl)
-	if c.Lease == blocks.LeaseAcquire && s.cfg.Mount {
+	asks := c.Lease == blocks.LeaseAcquire || c.Lease == blocks.LeaseShare
+	if asks && s.cfg.Mount {
 		s.ready(ctx, id)
 	}
 	var failed error
-	err := s.untilFree(ctx, id, func(seize uint64) (*state, error) {
+	err := s.untilFree(ctx, id, !disturbs(&c), func(seize uint64) (inTheWay blocks.Lease, err error) {
 		sent := s.now()
-		m := proposeMsg{ID: id, Seize: seize, Change: c,
-			Renew: c.Lease == blocks.LeaseAcquire && !s.holdsAny(id)}
+		m := proposeMsg{ID: id, Seize: seize, Change: c, Renew: asks && !s.holdsAny(id)}
 		o, err := s.submit(ctx, m)
 		if err != nil {
-			return nil, fmt.Errorf("propose to register %s: %w", id.Short(), err)
+			return inTheWay, fmt.Errorf("propose to register %s: %w", id.Short(), err)
 		}
 		if o.Verdict == verdictHeld {
-			return o.State, nil
+			return o.State.inTheWay(s.self, disturbs(&c)), nil
 		}
 		p, err := decodePatch(o.patch)
 		if err != nil {
-			return nil, fmt.Errorf("propose to register %s: %w", id.Short(), err)
+			return inTheWay, fmt.Errorf("propose to register %s: %w", id.Short(), err)
 		}
 		s.leases.note(s, id, fl, o.Granted, o.State, sent)
 		since := c.Base
@@ -109,7 +111,7 @@ func (s *Service) Propose(ctx context.Context, id blocks.RegisterID, c blocks.Ch
 		case verdictGone:
 			failed = fmt.Errorf("propose to register %s: %w: it was deleted", id.Short(), blocks.ErrNotFound)
 		}
-		return nil, nil
+		return inTheWay, nil
 	})
 	if err == nil {
 		err = failed

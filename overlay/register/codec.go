@@ -71,6 +71,7 @@ func getView(d *blocks.Decoder) view {
 const (
 	flagDeleted = 1 << iota
 	flagFirst
+	flagReaders
 )
 
 func putState(e *blocks.Encoder, s *state) {
@@ -89,9 +90,19 @@ func putState(e *blocks.Encoder, s *state) {
 	if s.First > 0 {
 		flags |= flagFirst
 	}
+	if len(s.Readers) > 0 {
+		flags |= flagReaders
+	}
 	e.Byte(flags)
 	if s.First > 0 {
 		e.Uint(s.First)
+	}
+	if len(s.Readers) > 0 {
+		e.Uint(uint64(len(s.Readers)))
+		for _, l := range s.Readers {
+			e.ID(l.Holder.ID)
+			e.Uint(l.Epoch)
+		}
 	}
 	origins := make([]blocks.PeerID, 0, len(s.Applied))
 	for o := range s.Applied {
@@ -113,6 +124,11 @@ func getState(d *blocks.Decoder) state {
 	s.Deleted = flags&flagDeleted != 0
 	if flags&flagFirst != 0 {
 		s.First = d.Uint()
+	}
+	if flags&flagReaders != 0 {
+		for range d.Count(peerSize + 1) {
+			s.Readers = append(s.Readers, blocks.Lease{Holder: blocks.PeerID{ID: d.ID()}, Epoch: d.Uint()})
+		}
 	}
 	n := d.Count(peerSize + 1)
 	if n > 0 {

@@ -74,11 +74,12 @@ func TestGolden(t *testing.T) {
 func TestRoundTrips(t *testing.T) {
 	st := fullState()
 	st.First = 3
+	st.Readers = []blocks.Lease{{Holder: p2, Epoch: 4}, {Holder: p1, Epoch: 5}}
 	rec := record{Promised: ballot{301, p2}, Forgotten: true, State: st}
 	if got, err := decodeRecord(encodeRecord(&rec)); err != nil || !reflect.DeepEqual(got, rec) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	prop := proposeMsg{ID: testID, Read: true, Seize: 4, Hint: testView(1), Change: blocks.Change{Base: 5, Origin: p1, Seq: 6, Delta: []byte("x"), Delete: true, Shared: true}}
+	prop := proposeMsg{ID: testID, Read: true, Seize: 4, Hint: testView(1), Change: blocks.Change{Base: 5, Origin: p1, Seq: 6, Delta: []byte("x"), Lease: blocks.LeaseLeave, Epoch: 9, Delete: true, Shared: true, Quiet: true}}
 	if got, err := decodePropose(prop.encode()); err != nil || !reflect.DeepEqual(got, prop) {
 		t.Errorf("%+v, %v", got, err)
 	}

@@ -130,18 +130,17 @@ func (s *Service) silent(ctx context.Context, v view, mount blocks.PeerID) bool 
 	return quorum()
 }
 
-// seize takes the lease from a holder that is silent; if it is not, nothing happens.
-func (s *Service) seize(ctx context.Context, id blocks.RegisterID, c *coord) error {
+// seize takes its lease from a mount that is silent; if it is not, nothing happens.
+func (s *Service) seize(ctx context.Context, id blocks.RegisterID, c *coord, mount blocks.PeerID) error {
 	if err := s.confirm(ctx, id, c); err != nil {
 		return err
 	}
-	holder := c.st.Lease.Holder
-	if !s.silent(ctx, c.st.View, holder) {
+	if !s.silent(ctx, c.st.View, mount) {
 		return nil
 	}
-	s.cfg.Log.Info().Str("register", id.Short()).Str("mount", holder.Short()).Msg("the lease of a silent mount is taken")
-	if err := s.step(ctx, id, c, seize(c.st), patch{}); err != nil {
-		return fmt.Errorf("take the lease of mount %s: %w", holder.Short(), err)
+	s.cfg.Log.Info().Str("register", id.Short()).Str("mount", mount.Short()).Msg("the lease of a silent mount is taken")
+	if err := s.step(ctx, id, c, seize(c.st, mount), patch{}); err != nil {
+		return fmt.Errorf("take the lease of mount %s: %w", mount.Short(), err)
 	}
 	return nil
 }

@@ -43,6 +43,7 @@ func (t *trust) unbroken(at, now int64, worth time.Duration) bool {
 // hold is a lease that this process was granted.
 type hold struct {
 	epoch   uint64
+	shared  bool
 	at      int64 // when the request that brought the grant was sent
 	tag     tag   // of the newest state seen with this lease
 	view    view
@@ -63,7 +64,7 @@ type leases struct {
 	held     map[blocks.RegisterID]*hold
 	flights  map[blocks.RegisterID]*flight
 	recalls  map[blocks.RegisterID]chan struct{} // closed when the recall's callback has returned
-	onRecall func(ctx context.Context, id blocks.RegisterID)
+	onRecall func(ctx context.Context, id blocks.RegisterID, read bool)
 	closed   bool // after Goodbye nothing is held any more
 }
 
@@ -73,7 +74,7 @@ func (l *leases) init() {
 	l.recalls = map[blocks.RegisterID]chan struct{}{}
 }
 
-// Holds reports whether this mount holds the register's lease with the epoch
+// Holds reports whether this mount has the lease of the register that was granted with the epoch, alone or with others,
 // and may trust it now: this process was granted it, has given it to nobody since, and a
 // majority of the register's view has known without a break since before the grant that the mount lives. It
 // costs no call. A lease that was granted to an earlier process, or whose trust
@@ -107,10 +108,10 @@ func (s *Service) most(set []*trust, at, now int64) bool {
 	return n > len(set)/2
 }
 
-// OnRecall sets what is called when somebody wants a lease that this mount
-// holds: f writes back what depends on it and proposes LeaseRelease before it
-// returns. Calls for one register do not overlap. Set it before Run.
-func (s *Service) OnRecall(f func(ctx context.Context, id blocks.RegisterID)) {
+// OnRecall sets what is called when a lease of this mount is in somebody's way: f writes back what depends on it
+// and proposes LeaseRelease or LeaseLeave before it returns. read: the other one wants to read, and would share the
+// lease. Calls for one register do not overlap. Set it before Run.
+func (s *Service) OnRecall(f func(ctx context.Context, id blocks.RegisterID, read bool)) {
 	s.leases.mu.Lock()
 	defer s.leases.mu.Unlock()
 	s.leases.onRecall = f
@@ -143,7 +144,7 @@ func (l *leases) begin(id blocks.RegisterID, c blocks.Change) *flight {
 		l.flights[id] = f
 	}
 	f.calls++
-	if c.Lease == blocks.LeaseRelease || c.Delete {
+	if c.Lease == blocks.LeaseRelease || c.Lease == blocks.LeaseLeave || c.Delete {
 		f.released = true
 		delete(l.held, id)
 	}
@@ -160,27 +161,29 @@ func (l *leases) end(id blocks.RegisterID, f *flight) {
 
 // note takes what an answer says of the lease. The request was sent at sent.
 func (l *leases) note(s *Service, id blocks.RegisterID, f *flight, granted bool, st *state, sent int64) {
-	h := s.newHold(st, sent)
+	mine := st.leaseOf(s.self)
+	h := s.newHold(st, mine.Epoch, sent)
+	h.shared = st.shares(s.self)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	old := l.held[id]
 	switch {
 	case old != nil && st.Tag.compare(old.tag) <= 0:
 		// an answer that was overtaken
-	case st.Lease.Holder != s.self || l.closed:
+	case mine == blocks.Lease{} || l.closed:
 		delete(l.held, id)
 	case granted && f != nil && !f.released && f.view <= st.View.Number:
 		l.held[id] = h
-	case old != nil && old.epoch == st.Lease.Epoch && old.view.Number <= st.View.Number:
+	case old != nil && old.epoch == mine.Epoch && old.view.Number <= st.View.Number:
 		h.at = old.at
 		l.held[id] = h
-	case old != nil && old.epoch != st.Lease.Epoch:
+	case old != nil && old.epoch != mine.Epoch:
 		delete(l.held, id)
 	}
 }
 
-func (s *Service) newHold(st *state, at int64) *hold {
-	h := &hold{epoch: st.Lease.Epoch, at: at, tag: st.Tag, view: st.View}
+func (s *Service) newHold(st *state, epoch uint64, at int64) *hold {
+	h := &hold{epoch: epoch, at: at, tag: st.Tag, view: st.View}
 	for _, m := range st.View.Members {
 		h.members = append(h.members, &s.peer(m.Peer).trust)
 	}
@@ -190,22 +193,28 @@ func (s *Service) newHold(st *state, at int64) *hold {
 	return h
 }
 
-// untilFree calls do until it meets no lease of another mount (then it
-// returns nil, or the error), recalling the lease in between. do gets the
-// epoch to be seized from a holder that could not be reached, else 0.
-func (s *Service) untilFree(ctx context.Context, id blocks.RegisterID, do func(seize uint64) (*state, error)) error {
+// untilFree calls do until it finds no lease in the way (then it returns the zero
+// lease, or the error), recalling what it finds in between, or leaving what this mount shares. do gets the
+// epoch to be seized from a mount that could not be reached, else 0. read: shared leases are not in the way.
+func (s *Service) untilFree(ctx context.Context, id blocks.RegisterID, read bool, do func(seize uint64) (blocks.Lease, error)) error {
 	var seize uint64
 	var lease blocks.Lease
 	var since time.Time
 	for {
-		st, err := do(seize)
-		if err != nil || st == nil {
+		l, err := do(seize)
+		if err != nil || l == (blocks.Lease{}) {
 			return err
 		}
 		seize = 0
-		again := st.Lease == lease
+		if l.Holder == s.self {
+			if err := s.leave(ctx, id, l.Epoch); err != nil {
+				return err
+			}
+			continue
+		}
+		again := l == lease
 		if !again {
-			lease, since = st.Lease, time.Now()
+			lease, since = l, time.Now()
 		}
 		if waited := time.Since(since); waited > s.cfg.RecallTotal+s.cfg.LeaseExpire {
 			return fmt.Errorf("register %s: %w: mount %s has been asked for its lease for %v and cannot be reached, though others hear it",
@@ -216,7 +225,7 @@ func (s *Service) untilFree(ctx context.Context, id blocks.RegisterID, do func(s
 				return fmt.Errorf("register %s: wait for the lease of mount %s: %w", id.Short(), lease.Holder, err)
 			}
 		}
-		err = s.recall(ctx, lease.Holder, id, lease.Epoch)
+		err = s.recall(ctx, lease, id, read)
 		switch {
 		case err == nil && time.Since(since) > s.cfg.RecallTotal:
 			return fmt.Errorf("register %s: %w: mount %s does not give its lease back", id.Short(), blocks.ErrBusy, lease.Holder)
@@ -228,7 +237,23 @@ func (s *Service) untilFree(ctx context.Context, id blocks.RegisterID, do func(s
 	}
 }
 
-// Lease returns who holds the register's lease now, linearizably, without recalling it. A holder that cannot be
+// leave gives back what this mount shares since the epoch.
+func (s *Service) leave(ctx context.Context, id blocks.RegisterID, epoch uint64) error {
+	_, err := s.Propose(ctx, id, blocks.Change{Base: 1, Origin: s.self, Lease: blocks.LeaseLeave, Epoch: epoch})
+	return err
+}
+
+// sharedEpoch returns the epoch of a lease that this mount shares; 0: none that it knows of.
+func (l *leases) sharedEpoch(id blocks.RegisterID) uint64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if h := l.held[id]; h != nil && h.shared {
+		return h.epoch
+	}
+	return 0
+}
+
+// Lease returns who holds the register's lease alone now, linearizably, without recalling it. A holder that cannot be
 // reached and is silent loses it first; one that answers keeps it. A lease that an earlier process of a mount left
 // is given back by the present one when it is asked. Errors as of Read.
 func (s *Service) Lease(ctx context.Context, id blocks.RegisterID) (blocks.Lease, error) {
@@ -259,14 +284,15 @@ func (s *Service) Peek(ctx context.Context, id blocks.RegisterID) (blocks.Regist
 	return r, err
 }
 
-func (s *Service) recall(ctx context.Context, holder blocks.PeerID, id blocks.RegisterID, epoch uint64) error {
+func (s *Service) recall(ctx context.Context, lease blocks.Lease, id blocks.RegisterID, read bool) error {
 	var e blocks.Encoder
 	e.ID(id.ID)
-	e.Uint(epoch)
-	_, err := s.call(ctx, holder, overlay.Metadata, overlay.Call{Kind: kindRecall, Body: e.Buf}, s.cfg.RecallTry)
+	e.Uint(lease.Epoch)
+	e.Bool(read)
+	_, err := s.call(ctx, lease.Holder, overlay.Metadata, overlay.Call{Kind: kindRecall, Body: e.Buf}, s.cfg.RecallTry)
 	if errors.Is(err, blocks.ErrDeadline) && ctx.Err() == nil {
 		// Slow is not dead: the peers will say whether it lives.
-		return fmt.Errorf("%w: mount %s does not answer", blocks.ErrUnavailable, holder.Short())
+		return fmt.Errorf("%w: mount %s does not answer", blocks.ErrUnavailable, lease.Holder.Short())
 	}
 	return err
 }
@@ -274,7 +300,7 @@ func (s *Service) recall(ctx context.Context, holder blocks.PeerID, id blocks.Re
 // serveRecall calls the mount back, once at a time for each register.
 func (s *Service) serveRecall(ctx context.Context, _ blocks.PeerID, req overlay.Call) (overlay.Call, error) {
 	d := blocks.NewDecoder(req.Body)
-	id, epoch := blocks.RegisterID{ID: d.ID()}, d.Uint()
+	id, epoch, read := blocks.RegisterID{ID: d.ID()}, d.Uint(), d.Bool()
 	if err := d.Done(); err != nil {
 		return overlay.Call{}, err
 	}
@@ -289,7 +315,9 @@ func (s *Service) serveRecall(ctx context.Context, _ blocks.PeerID, req overlay.
 		done = make(chan struct{})
 		l.recalls[id] = done
 		l.mu.Unlock()
-		if !s.spawn(func(bg context.Context) { s.giveBack(bg, id, epoch, f, done) }) {
+		if !s.spawn(func(bg context.Context) {
+			s.giveBack(bg, id, epoch, func(ctx context.Context) { f(ctx, id, read) }, done)
+		}) {
 			s.endRecall(id, done)
 			return overlay.Call{}, fmt.Errorf("recall of register %s: %w: the mount is ending", id.Short(), blocks.ErrUnavailable)
 		}
@@ -314,11 +342,11 @@ func (s *Service) endRecall(id blocks.RegisterID, done chan struct{}) {
 
 // giveBack has the mount release the lease. One that was left by an earlier
 // process of the same mount, of which nothing is known now, is released here.
-func (s *Service) giveBack(ctx context.Context, id blocks.RegisterID, epoch uint64, f func(context.Context, blocks.RegisterID), done chan struct{}) {
+func (s *Service) giveBack(ctx context.Context, id blocks.RegisterID, epoch uint64, f func(context.Context), done chan struct{}) {
 	defer s.endRecall(id, done)
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.RecallTotal)
 	defer cancel()
-	f(ctx, id)
+	f(ctx)
 	s.leases.mu.RLock()
 	known := s.leases.held[id] != nil
 	s.leases.mu.RUnlock()
@@ -326,10 +354,13 @@ func (s *Service) giveBack(ctx context.Context, id blocks.RegisterID, epoch uint
 		return
 	}
 	st, _, err := s.quorumRead(ctx, id, 0)
-	if err != nil || st.Deleted || st.Lease != (blocks.Lease{Holder: s.self, Epoch: epoch}) {
+	if err != nil || st.Deleted || st.leaseOf(s.self) != (blocks.Lease{Holder: s.self, Epoch: epoch}) {
 		return
 	}
 	c := blocks.Change{Base: st.Version, Origin: s.self, Lease: blocks.LeaseRelease}
+	if st.shares(s.self) {
+		c.Lease, c.Epoch = blocks.LeaseLeave, epoch
+	}
 	if _, err := s.Propose(ctx, id, c); err != nil {
 		s.cfg.Log.Warn().Err(err).Str("register", id.Short()).Msg("a lease left by an earlier process was not released")
 	}

@@ -15,31 +15,33 @@ import (
 )
 
 // mount is a client that works under a lease: it acquires it, and gives it
-// back when asked. now is what it last saw.
+// back when asked. now is what it last saw. acked is the newest version, of those that change the value, that any mount was told of.
 type mount struct {
 	*peer
-	id  blocks.RegisterID
-	mu  sync.Mutex
-	now blocks.Register
-	seq uint64
+	id    blocks.RegisterID
+	mu    sync.Mutex
+	now   blocks.Register
+	seq   uint64
+	acked *atomic.Uint64
 }
 
 // breaker is what a test does to calls, see chaosRing.
 type breaker = func(ctx context.Context, to blocks.PeerID, req overlay.Call, call func(context.Context, overlay.Call) (overlay.Call, error)) (overlay.Call, error)
 
 func newMount(p *peer, id blocks.RegisterID) *mount {
-	m := &mount{peer: p, id: id}
-	p.svc.OnRecall(func(ctx context.Context, _ blocks.RegisterID) { m.change(ctx, blocks.LeaseRelease) })
+	m := &mount{peer: p, id: id, acked: &atomic.Uint64{}}
+	p.svc.OnRecall(func(ctx context.Context, _ blocks.RegisterID, _ bool) { m.change(ctx, blocks.LeaseRelease) })
 	return m
 }
 
 func (m *mount) epoch() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.now.Lease.Holder != m.peer.id {
+	l, _, _ := m.now.LeaseOf(m.peer.id)
+	if l.Holder != m.peer.id {
 		return 0
 	}
-	return m.now.Lease.Epoch
+	return l.Epoch
 }
 
 // holds asks for the lease that the mount believes to have.
@@ -48,14 +50,42 @@ func (m *mount) holds() bool {
 	return e != 0 && m.svc.Holds(m.id, e)
 }
 
-// change proposes a change with the action, rebasing it until it is made.
+// shares is holds of a lease that is not the mount's alone.
+func (m *mount) shares() bool {
+	m.mu.Lock()
+	_, shared, _ := m.now.LeaseOf(m.peer.id)
+	m.mu.Unlock()
+	return shared && m.holds()
+}
+
+// old reports whether the mount may answer from memory though a change that it has not seen has been acknowledged.
+func (m *mount) old() bool {
+	acked := blocks.Version(m.acked.Load())
+	m.mu.Lock()
+	seen := m.now.Version
+	m.mu.Unlock()
+	return seen < acked && m.holds()
+}
+
+// change proposes a change with the action, rebasing it until it is made. To share and to release leave the value as it is.
 func (m *mount) change(ctx context.Context, action blocks.LeaseAction) error {
 	m.mu.Lock()
-	m.seq++
-	c := blocks.Change{Base: m.now.Version, Origin: m.peer.id, Seq: m.seq, Delta: []byte{1}, Lease: action}
+	c := blocks.Change{Base: m.now.Version, Origin: m.peer.id, Lease: action}
+	if l, shared, _ := m.now.LeaseOf(m.peer.id); shared && action == blocks.LeaseRelease {
+		c.Lease, c.Epoch = blocks.LeaseLeave, l.Epoch
+	}
+	value := action != blocks.LeaseShare && action != blocks.LeaseRelease
+	if value {
+		m.seq++
+		c.Seq, c.Delta = m.seq, []byte{1}
+	}
 	m.mu.Unlock()
 	for {
 		r, err := m.svc.Propose(ctx, m.id, c)
+		if err == nil && value && r.Version == c.Base+1 {
+			for old := m.acked.Load(); old < uint64(r.Version) && !m.acked.CompareAndSwap(old, uint64(r.Version)); old = m.acked.Load() {
+			}
+		}
 		if err == nil || errors.Is(err, blocks.ErrConflict) {
 			m.mu.Lock()
 			if r.Version >= m.now.Version {
@@ -70,7 +100,7 @@ func (m *mount) change(ctx context.Context, action blocks.LeaseAction) error {
 	}
 }
 
-// leaseWorld has storage peers, two mounts, and one register.
+// leaseWorld has storage peers, two mounts, and one register, whose lease the first mount has.
 func leaseWorld(t *testing.T, storage, m int, broken breaker) (*world, *mount, *mount) {
 	w := newWorld(t, m, 0)
 	w.broken = broken
@@ -85,11 +115,24 @@ func leaseWorld(t *testing.T, storage, m int, broken breaker) (*world, *mount, *
 	if !a.holds() {
 		t.Fatal("the lease acquired is not held")
 	}
-	b.now = a.now // a register is created by one mount only
+	b.now, b.acked = a.now, a.acked // a register is created by one mount only
 	return w, a, b
 }
 
-// both counts the instants at which both mounts hold, each millisecond until
+// share makes the lease that the mount has one that it shares.
+func (m *mount) share(t *testing.T) {
+	t.Helper()
+	for _, action := range []blocks.LeaseAction{blocks.LeaseRelease, blocks.LeaseShare} {
+		if err := m.change(t.Context(), action); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !m.shares() {
+		t.Fatal("the lease is not shared")
+	}
+}
+
+// both counts the instants at which both mounts hold, and not with each other, or one answers what is old, each millisecond until
 // the function returned is called.
 func both(t *testing.T, a, b *mount) func() int {
 	ctx, cancel := context.WithCancel(t.Context())
@@ -97,7 +140,7 @@ func both(t *testing.T, a, b *mount) func() int {
 	var bad atomic.Int64
 	wg.Go(func() {
 		for ctx.Err() == nil {
-			if a.holds() && b.holds() {
+			if !a.shares() && a.holds() && b.holds() || !b.shares() && b.holds() && a.holds() || a.old() || b.old() {
 				bad.Add(1)
 			}
 			sleep(ctx, time.Millisecond)
@@ -166,7 +209,7 @@ func TestLeaseThatIsNotGivenBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, a, b := leaseWorld(t, 3, 1, nil)
 		defer w.stop()
-		a.svc.OnRecall(func(context.Context, blocks.RegisterID) {})
+		a.svc.OnRecall(func(context.Context, blocks.RegisterID, bool) {})
 		begin := time.Now()
 		_, err := b.svc.Read(t.Context(), b.id, 0)
 		if took := time.Since(begin); !errors.Is(err, blocks.ErrBusy) || took > 12*time.Second {
@@ -183,7 +226,7 @@ func TestLeaseIsLookedAt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, a, b := leaseWorld(t, 3, 1, nil)
 		defer w.stop()
-		a.svc.OnRecall(func(context.Context, blocks.RegisterID) {})
+		a.svc.OnRecall(func(context.Context, blocks.RegisterID, bool) {})
 		held := func(want blocks.PeerID) {
 			t.Helper()
 			l, err := b.svc.Lease(t.Context(), b.id)
@@ -199,6 +242,76 @@ func TestLeaseIsLookedAt(t *testing.T) {
 		held(a.peer.id) // not silent for long enough
 		time.Sleep(10 * time.Second)
 		held(blocks.PeerID{})
+	})
+}
+
+// Two mounts read with each other; who wants to change, or to have the lease alone, recalls both.
+func TestLeaseIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, a, b := leaseWorld(t, 3, 1, nil)
+		defer w.stop()
+		asked := map[*mount]int{}
+		for _, m := range []*mount{a, b} {
+			m.svc.OnRecall(func(ctx context.Context, _ blocks.RegisterID, read bool) {
+				asked[m]++
+				if read {
+					t.Error("a change came as a read")
+				}
+				m.change(ctx, blocks.LeaseRelease)
+			})
+		}
+		a.share(t)
+		if err := b.change(t.Context(), blocks.LeaseShare); err != nil || !a.shares() || !b.shares() {
+			t.Fatalf("they do not share: %v", err)
+		}
+		if _, err := b.svc.Read(t.Context(), b.id, 0); err != nil || asked[a] != 0 {
+			t.Errorf("a read asked for what is shared: %v", err)
+		}
+		b.seq++
+		quiet := blocks.Change{Base: b.now.Version, Origin: b.peer.id, Seq: b.seq, Delta: []byte{2}, Quiet: true}
+		if r, err := b.svc.Propose(t.Context(), b.id, quiet); err != nil || !a.shares() || !b.shares() {
+			t.Errorf("a quiet change: %+v, %v", r, err)
+		}
+		if err := a.change(t.Context(), blocks.LeaseKeep); err != nil || a.holds() || b.holds() || asked[b] != 1 || asked[a] != 0 {
+			t.Errorf("a change by one that shares: %v, the other was asked %d times, it itself %d times", err, asked[b], asked[a])
+		}
+		for _, m := range []*mount{a, b} {
+			if err := m.change(t.Context(), blocks.LeaseShare); err != nil || !m.shares() {
+				t.Fatal(err)
+			}
+		}
+		if err := b.change(t.Context(), blocks.LeaseAcquire); err != nil || a.holds() || !b.holds() || b.shares() || asked[a] != 1 {
+			t.Errorf("alone: %v, the other was asked %d times", err, asked[a])
+		}
+		read := false
+		b.svc.OnRecall(func(ctx context.Context, _ blocks.RegisterID, r bool) { read = r; b.change(ctx, blocks.LeaseRelease) })
+		if _, err := a.svc.Read(t.Context(), a.id, 0); err != nil || !read {
+			t.Errorf("a read came as a change, or not at all: %v", err)
+		}
+	})
+}
+
+// One of those who share dies: a change waits until the others are sure of it.
+func TestSharedLeaseOfADeadMountIsTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, a, b := leaseWorld(t, 3, 1, nil)
+		defer w.stop()
+		a.share(t)
+		if err := b.change(t.Context(), blocks.LeaseShare); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		w.kill(a.peer)
+		if _, err := b.svc.Read(t.Context(), b.id, 0); err != nil || !b.shares() {
+			t.Errorf("a read beside a dead reader: %v", err)
+		}
+		begin := time.Now()
+		if err := b.change(t.Context(), blocks.LeaseKeep); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took < 7*time.Second || took > 10*time.Second {
+			t.Errorf("a change beside a dead reader took %v", took)
+		}
 	})
 }
 
@@ -239,10 +352,13 @@ func TestLeaseAfterARestart(t *testing.T) {
 
 // cutOff isolates the holder for a while in which the other wants the lease;
 // afterwards they take turns. It returns the instants at which both held.
-func cutOff(t *testing.T, cut time.Duration, broken breaker) (twice int) {
+func cutOff(t *testing.T, cut time.Duration, shared bool, broken breaker) (twice int) {
 	synctest.Test(t, func(t *testing.T) {
 		w, a, b := leaseWorld(t, 3, 1, broken)
 		defer w.stop()
+		if shared {
+			a.share(t)
+		}
 		count := both(t, a, b)
 		ctx := t.Context()
 		time.Sleep(20 * time.Second)
@@ -275,8 +391,10 @@ func cutOff(t *testing.T, cut time.Duration, broken breaker) (twice int) {
 
 func TestLeaseNeverHeldTwiceInPartitions(t *testing.T) {
 	for cut := 2 * time.Second; cut < 14*time.Second; cut += 500 * time.Millisecond {
-		if n := cutOff(t, cut, nil); n > 0 {
-			t.Errorf("cut off for %v: both mounts held at %d instants", cut, n)
+		for _, shared := range []bool{false, true} {
+			if n := cutOff(t, cut, shared, nil); n > 0 {
+				t.Errorf("cut off for %v, shared: %v: both mounts held at %d instants", cut, shared, n)
+			}
 		}
 	}
 }
@@ -293,12 +411,15 @@ func TestLeaseTestsNoticeAHastyConsent(t *testing.T) {
 		}
 		return resp, err
 	}
-	for cut := 2 * time.Second; cut < 14*time.Second; cut += 2 * time.Second {
-		if cutOff(t, cut, hasty) > 0 {
-			return
+	for _, shared := range []bool{false, true} {
+		noticed := false
+		for cut := 2 * time.Second; cut < 14*time.Second && !noticed; cut += 2 * time.Second {
+			noticed = cutOff(t, cut, shared, hasty) > 0
+		}
+		if !noticed {
+			t.Errorf("not noticed, shared: %v", shared)
 		}
 	}
-	t.Error("not noticed")
 }
 
 // wander moves the register to other replicas while mounts are cut off from
@@ -317,7 +438,7 @@ func wander(t *testing.T, seed uint64, broken breaker) (twice int) {
 			wg.Go(func() {
 				for ctx.Err() == nil {
 					try, done := context.WithTimeout(ctx, 30*time.Second)
-					m.change(try, blocks.LeaseAcquire)
+					m.change(try, []blocks.LeaseAction{blocks.LeaseAcquire, blocks.LeaseShare, blocks.LeaseShare, blocks.LeaseKeep}[w.rng.IntN(4)])
 					done()
 					sleep(ctx, w.rng.upTo(5*time.Second))
 				}
@@ -376,7 +497,7 @@ func TestLeaseNeverHeldTwiceWhileViewsChange(t *testing.T) {
 
 // move lets all replicas of a register move while a mount holds its lease,
 // then cuts the mount off from the new ones. It returns the instants at which both held.
-func move(t *testing.T, broken breaker) (twice int) {
+func move(t *testing.T, shared bool, broken breaker) (twice int) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, 0)
 		w.broken = broken
@@ -390,7 +511,10 @@ func move(t *testing.T, broken breaker) (twice int) {
 		if err := a.change(t.Context(), blocks.LeaseAcquire); err != nil || !a.holds() {
 			t.Fatal("the lease is not held", err)
 		}
-		b.now = a.now
+		b.now, b.acked = a.now, a.acked
+		if shared {
+			a.share(t)
+		}
 		count := both(t, a, b)
 		cut := []blocks.PeerID{b.peer.id}
 		for range 6 {
@@ -437,20 +561,24 @@ func (w *world) movingID(n int) blocks.RegisterID {
 }
 
 func TestLeaseNeverHeldTwiceAfterAMove(t *testing.T) {
-	if n := move(t, nil); n > 0 {
-		t.Errorf("both mounts held at %d instants", n)
+	for _, shared := range []bool{false, true} {
+		if n := move(t, shared, nil); n > 0 {
+			t.Errorf("shared: %v: both mounts held at %d instants", shared, n)
+		}
 	}
 }
 
 // A coordinator that ends the change of a view without the holder's knowing.
 func TestLeaseTestsNoticeASilentMove(t *testing.T) {
-	n := move(t, func(ctx context.Context, _ blocks.PeerID, req overlay.Call, call func(context.Context, overlay.Call) (overlay.Call, error)) (overlay.Call, error) {
+	silent := func(ctx context.Context, _ blocks.PeerID, req overlay.Call, call func(context.Context, overlay.Call) (overlay.Call, error)) (overlay.Call, error) {
 		if req.Kind == register.KindViewOf {
 			return overlay.Call{}, nil
 		}
 		return call(ctx, req)
-	})
-	if n == 0 {
-		t.Error("not noticed")
+	}
+	for _, shared := range []bool{false, true} {
+		if move(t, shared, silent) == 0 {
+			t.Errorf("not noticed, shared: %v", shared)
+		}
 	}
 }

@@ -320,19 +320,12 @@ func (s *Service) reconfigure(ctx context.Context, id blocks.RegisterID, c *coor
 	return s.settle(ctx, id, c)
 }
 
-// settle ends a joint view. The holder of the lease must have heard of it
-// before: its trust rests on majorities of both sets from then on, and so on one of
+// settle ends a joint view. Who holds the lease, alone or with others, must have heard of it
+// before: a mount's trust rests on majorities of both sets from then on, and so on one of
 // the new set, which alone decides afterwards whether the holder is silent.
 func (s *Service) settle(ctx context.Context, id blocks.RegisterID, c *coord) error {
-	if h := c.st.Lease.Holder; !h.IsZero() {
-		if err := s.announce(ctx, id, c.st); err != nil {
-			if err := s.seize(ctx, id, c); err != nil {
-				return err
-			}
-			if !c.st.Lease.Holder.IsZero() {
-				return fmt.Errorf("register %s: %w: mount %s must hear of the new view and does not answer: %w", id.Short(), blocks.ErrUnavailable, h.Short(), err)
-			}
-		}
+	if err := s.announceAll(ctx, id, c); err != nil {
+		return err
 	}
 	old := c.st.View
 	next := c.st.next()
@@ -355,12 +348,35 @@ func (s *Service) settle(ctx context.Context, id blocks.RegisterID, c *coord) er
 	return nil
 }
 
-// announce tells the holder of the lease of a new state.
-func (s *Service) announce(ctx context.Context, id blocks.RegisterID, st *state) error {
+// announceAll tells all who hold the lease of the newest state, and takes it from the silent.
+func (s *Service) announceAll(ctx context.Context, id blocks.RegisterID, c *coord) error {
+	leases := c.st.leases()
+	failed := make([]error, len(leases))
+	var wg sync.WaitGroup
+	for i, l := range leases {
+		wg.Go(func() { failed[i] = s.announce(ctx, id, c.st, l.Holder) })
+	}
+	wg.Wait()
+	for i, l := range leases {
+		if failed[i] == nil {
+			continue
+		}
+		if err := s.seize(ctx, id, c, l.Holder); err != nil {
+			return err
+		}
+		if c.st.leaseWith(l.Epoch) != (blocks.Lease{}) {
+			return fmt.Errorf("register %s: %w: mount %s must hear of the new view and does not answer: %w", id.Short(), blocks.ErrUnavailable, l.Holder.Short(), failed[i])
+		}
+	}
+	return nil
+}
+
+// announce tells a mount of a new state.
+func (s *Service) announce(ctx context.Context, id blocks.RegisterID, st *state, mount blocks.PeerID) error {
 	var e blocks.Encoder
 	e.ID(id.ID)
 	putState(&e, st)
-	_, err := s.call(ctx, st.Lease.Holder, overlay.Control, overlay.Call{Kind: kindViewOf, Body: e.Buf}, s.cfg.RecallTry)
+	_, err := s.call(ctx, mount, overlay.Control, overlay.Call{Kind: kindViewOf, Body: e.Buf}, s.cfg.RecallTry)
 	return err
 }
 

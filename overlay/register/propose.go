@@ -13,10 +13,10 @@ import (
 // Delta) is the payload.
 type proposeMsg struct {
 	ID     blocks.RegisterID
-	Read   bool // change nothing, only tell the state and what is newer than Change.Base
-	Renew  bool // give the origin a new epoch if it holds the lease already
-	Seize  uint64
-	Hint   view // the view as the mount knows it; of a register to be created, its first view
+	Read   bool   // change nothing, only tell the state and what is newer than Change.Base
+	Renew  bool   // give the origin a new epoch if it holds the lease already
+	Seize  uint64 // the epoch of a lease that is to be taken, if its mount is silent; else 0
+	Hint   view   // the view as the mount knows it; of a register to be created, its first view
 	Change blocks.Change
 }
 
@@ -27,7 +27,11 @@ const (
 	flagSnapshot
 	flagDelete
 	flagShared
+	flagQuiet
 )
+
+// reads reports whether those who share the lease may keep it.
+func (m *proposeMsg) reads() bool { return m.Read || !disturbs(&m.Change) }
 
 func (m *proposeMsg) encode() overlay.Call {
 	e := blocks.Encoder{Buf: make([]byte, 0, 256)}
@@ -36,7 +40,7 @@ func (m *proposeMsg) encode() overlay.Call {
 	for _, f := range []struct {
 		on  bool
 		bit byte
-	}{{m.Read, flagRead}, {m.Renew, flagRenew}, {m.Change.Snapshot != nil, flagSnapshot}, {m.Change.Delete, flagDelete}, {m.Change.Shared, flagShared}} {
+	}{{m.Read, flagRead}, {m.Renew, flagRenew}, {m.Change.Snapshot != nil, flagSnapshot}, {m.Change.Delete, flagDelete}, {m.Change.Shared, flagShared}, {m.Change.Quiet, flagQuiet}} {
 		if f.on {
 			flags |= f.bit
 		}
@@ -48,6 +52,9 @@ func (m *proposeMsg) encode() overlay.Call {
 	e.ID(m.Change.Origin.ID)
 	e.Uint(m.Change.Seq)
 	e.Byte(byte(m.Change.Lease))
+	if m.Change.Lease == blocks.LeaseLeave {
+		e.Uint(m.Change.Epoch)
+	}
 	payload := m.Change.Delta
 	if m.Change.Snapshot != nil {
 		payload = m.Change.Snapshot
@@ -62,7 +69,10 @@ func decodePropose(c overlay.Call) (proposeMsg, error) {
 	m.Read, m.Renew = flags&flagRead != 0, flags&flagRenew != 0
 	m.Seize, m.Hint = d.Uint(), getView(d)
 	m.Change = blocks.Change{Base: blocks.Version(d.Uint()), Origin: blocks.PeerID{ID: d.ID()}, Seq: d.Uint(),
-		Lease: blocks.LeaseAction(d.Byte()), Delete: flags&flagDelete != 0, Shared: flags&flagShared != 0}
+		Lease: blocks.LeaseAction(d.Byte()), Delete: flags&flagDelete != 0, Shared: flags&flagShared != 0, Quiet: flags&flagQuiet != 0}
+	if m.Change.Lease == blocks.LeaseLeave {
+		m.Change.Epoch = d.Uint()
+	}
 	if flags&flagSnapshot != 0 {
 		m.Change.Snapshot = append([]byte{}, c.Payload...)
 	} else {
@@ -127,8 +137,8 @@ func (s *Service) propose(ctx context.Context, m proposeMsg) (*outcome, error) {
 			c.leading = false
 			return fmt.Errorf("register %s: %w: it is not known to exist", m.ID.Short(), blocks.ErrUnavailable)
 		}
-		if m.Seize != 0 && c.st.Lease.Epoch == m.Seize && !c.st.Lease.Holder.IsZero() {
-			if err := s.seize(ctx, m.ID, c); err != nil {
+		if l := c.st.leaseWith(m.Seize); l != (blocks.Lease{}) {
+			if err := s.seize(ctx, m.ID, c, l.Holder); err != nil {
 				return err
 			}
 		}
@@ -146,12 +156,16 @@ func (s *Service) propose(ctx context.Context, m proposeMsg) (*outcome, error) {
 // here: the mount that wants it may be cut off from the holder alone.
 func (s *Service) relay(ctx context.Context, m proposeMsg) bool {
 	r, err := s.acc.query(ctx, queryMsg{ID: m.ID, Want: wantState})
-	if err != nil || r.State == nil || r.State.Lease.Epoch != m.Seize || r.State.Lease.Holder.IsZero() {
+	if err != nil || r.State == nil {
+		return false
+	}
+	l := r.State.leaseWith(m.Seize)
+	if l == (blocks.Lease{}) {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Beat)
 	defer cancel()
-	return s.recall(ctx, r.State.Lease.Holder, m.ID, m.Seize) == nil
+	return s.recall(ctx, l, m.ID, m.reads()) == nil
 }
 
 // apply judges the change on the newest state and takes the step.
@@ -163,7 +177,7 @@ func (s *Service) apply(ctx context.Context, m proposeMsg, c *coord) (*outcome, 
 	if v != verdictApply {
 		return s.tell(ctx, m.ID, c, v, m.Change.Base)
 	}
-	granted := next.Lease.Holder == m.Change.Origin && next.Lease.Epoch != c.st.Lease.Epoch
+	granted := next.leaseOf(m.Change.Origin).Epoch > c.st.Lease.Epoch
 	created := c.st.Tag == tag{}
 	if err := s.step(ctx, m.ID, c, next, p); err != nil {
 		return nil, err

@@ -201,7 +201,7 @@ func TestLeaseRecall(t *testing.T) {
 		if err != nil || !a.svc.Holds(id, r.Lease.Epoch) {
 			t.Fatalf("lease %v, %v", r.Lease, err)
 		}
-		a.svc.OnRecall(func(ctx context.Context, id blocks.RegisterID) {
+		a.svc.OnRecall(func(ctx context.Context, id blocks.RegisterID, _ bool) {
 			if _, err := a.svc.Propose(ctx, id, blocks.Change{Base: r.Version, Origin: a.id, Seq: 2, Delta: []byte("b"), Lease: blocks.LeaseRelease}); err != nil {
 				t.Error(err)
 			}

@@ -97,7 +97,8 @@ type state struct {
 	Bytes   uint64         // of the snapshot and the deltas together
 	Deltas  uint64         // how many deltas that are not empty there are
 	View    view
-	Lease   blocks.Lease
+	Lease   blocks.Lease   // who holds it alone; Epoch is the newest one of any grant
+	Readers []blocks.Lease // who share it, in the order of the grants; none while one holds it alone
 	Deleted bool
 	Applied map[blocks.PeerID]uint64
 	First   uint64 // of a shared creation: how many members must have accepted the first state; else 0
@@ -127,7 +128,49 @@ func (s *state) chosenBy(has func(member) bool) bool {
 func (s *state) next() *state {
 	n := *s
 	n.Applied = maps.Clone(s.Applied)
+	n.Readers = slices.Clone(s.Readers)
 	return &n
+}
+
+// leases returns all that are held, alone or shared.
+func (s *state) leases() []blocks.Lease {
+	if !s.Lease.Holder.IsZero() {
+		return []blocks.Lease{s.Lease}
+	}
+	return s.Readers
+}
+
+// leaseOf returns what the mount holds, alone or shared; the zero lease: nothing.
+func (s *state) leaseOf(mount blocks.PeerID) blocks.Lease {
+	for _, l := range s.leases() {
+		if l.Holder == mount {
+			return l
+		}
+	}
+	return blocks.Lease{}
+}
+
+// leaseWith returns the lease that was granted with the epoch, if it is held still; else the zero lease.
+func (s *state) leaseWith(epoch uint64) blocks.Lease {
+	for _, l := range s.leases() {
+		if epoch != 0 && l.Epoch == epoch {
+			return l
+		}
+	}
+	return blocks.Lease{}
+}
+
+// inTheWay returns a lease that must be given back before the mount may read, or if change is set before it may change the
+// register; the zero lease: there is none. To share a lease is in the way of a mount's own changes, too: one that comes late,
+// after its mount has given it up and shares the lease again, must not pass it by.
+func (s *state) inTheWay(mount blocks.PeerID, change bool) blocks.Lease {
+	switch {
+	case !s.Lease.Holder.IsZero() && s.Lease.Holder != mount:
+		return s.Lease
+	case s.Lease.Holder.IsZero() && change && len(s.Readers) > 0:
+		return s.Readers[0]
+	}
+	return blocks.Lease{}
 }
 
 // delta is what one version appended to the value.
@@ -147,7 +190,7 @@ type patch struct {
 // register makes the result that callers see: the state, and the value as p
 // brings it there from version since.
 func (s *state) register(id blocks.RegisterID, since blocks.Version, p patch) blocks.Register {
-	r := blocks.Register{ID: id, Version: s.Version, View: s.View.peers(), Lease: s.Lease, Deleted: s.Deleted,
+	r := blocks.Register{ID: id, Version: s.Version, View: s.View.peers(), Lease: s.Lease, Readers: slices.Clone(s.Readers), Deleted: s.Deleted,
 		Base: since, Applied: maps.Clone(s.Applied)}
 	if p.Whole {
 		r.Base, r.Snapshot = s.Base, p.Snapshot

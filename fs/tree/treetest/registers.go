@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,7 +22,8 @@ type Ring struct {
 
 type register struct {
 	version  blocks.Version
-	lease    blocks.Lease
+	lease    blocks.Lease   // of who holds it alone
+	readers  []blocks.Lease // of those who share it
 	epoch    uint64
 	deleted  bool
 	base     blocks.Version
@@ -49,7 +51,7 @@ type Mount struct {
 	id   blocks.PeerID
 
 	mu       sync.Mutex
-	recall   func(ctx context.Context, id blocks.RegisterID)
+	recall   func(ctx context.Context, id blocks.RegisterID, read bool)
 	fault    func(write bool, id blocks.RegisterID, c *blocks.Change) Fault
 	mistrust bool
 	dead     bool
@@ -99,7 +101,7 @@ func (m *Mount) Calls() (reads, writes int) {
 }
 
 // OnRecall sets who gives leases back.
-func (m *Mount) OnRecall(f func(ctx context.Context, id blocks.RegisterID)) {
+func (m *Mount) OnRecall(f func(ctx context.Context, id blocks.RegisterID, read bool)) {
 	m.mu.Lock()
 	m.recall = f
 	m.mu.Unlock()
@@ -117,7 +119,8 @@ func (m *Mount) Holds(id blocks.RegisterID, epoch uint64) bool {
 	m.ring.mu.Lock()
 	defer m.ring.mu.Unlock()
 	x := m.ring.regs[id]
-	return x != nil && x.lease == blocks.Lease{Holder: m.id, Epoch: epoch}
+	l := blocks.Lease{Holder: m.id, Epoch: epoch}
+	return x != nil && (x.lease == l || slices.Contains(x.readers, l))
 }
 
 // enter counts a call and applies the fault that is due.
@@ -154,8 +157,8 @@ func (m *Mount) enter(ctx context.Context, id blocks.RegisterID, c *blocks.Chang
 func (r *Ring) Fence(id blocks.RegisterID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if x := r.regs[id]; x != nil && !x.lease.Holder.IsZero() {
-		x.lease = blocks.Lease{}
+	if x := r.regs[id]; x != nil && (!x.lease.Holder.IsZero() || len(x.readers) > 0) {
+		x.lease, x.readers = blocks.Lease{}, nil
 		x.version++
 		x.deltas = append(x.deltas, nil)
 	}
@@ -166,7 +169,7 @@ func (r *Ring) FenceAll(m blocks.PeerID) {
 	r.mu.Lock()
 	var ids []blocks.RegisterID
 	for id, x := range r.regs {
-		if x.lease.Holder == m {
+		if x.lease.Holder == m || x.shares(m) {
 			ids = append(ids, id)
 		}
 	}
@@ -204,21 +207,57 @@ func (r *Ring) Live() int {
 	return n
 }
 
-// free waits until no other mount holds the lease: it recalls it, or takes it from the dead.
-func (m *Mount) free(ctx context.Context, id blocks.RegisterID) error {
+// shares reports whether a mount is one of those that share the lease.
+func (x *register) shares(mount blocks.PeerID) bool {
+	return slices.ContainsFunc(x.readers, func(l blocks.Lease) bool { return l.Holder == mount })
+}
+
+// leave ends what a mount shares, and reports whether others share a register's lease.
+func (r *Ring) leave(id blocks.RegisterID, mount blocks.PeerID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	x := r.regs[id]
+	if x == nil || len(x.readers) == 0 {
+		return false
+	}
+	x.drop(mount)
+	return len(x.readers) > 0
+}
+
+// inTheWay returns whose lease must be given back before a mount reads, or changes the register.
+func (x *register) inTheWay(mount blocks.PeerID, change bool) (blocks.PeerID, bool) {
+	if h := x.lease.Holder; !h.IsZero() {
+		return h, h != mount
+	}
+	if change && len(x.readers) > 0 {
+		return x.readers[0].Holder, true
+	}
+	return blocks.PeerID{}, false
+}
+
+// disturbs reports whether a change is in the way of those who share the lease.
+func disturbs(c blocks.Change) bool {
+	bare := c.Seq == 0 && c.Snapshot == nil && len(c.Delta) == 0
+	return c.Lease == blocks.LeaseAcquire || c.Delete || !c.Quiet && !bare
+}
+
+// free waits until no lease of another mount is in the way: it recalls it, or takes it from the dead.
+func (m *Mount) free(ctx context.Context, id blocks.RegisterID, change bool) error {
 	for range 20 {
 		m.ring.mu.Lock()
 		x := m.ring.regs[id]
 		var holder *Mount
-		if x != nil && !x.lease.Holder.IsZero() && x.lease.Holder != m.id {
-			holder = m.ring.mounts[x.lease.Holder]
+		held := false
+		if x != nil {
+			var who blocks.PeerID
+			who, held = x.inTheWay(m.id, change)
+			holder = m.ring.mounts[who]
 		}
-		held := x != nil && !x.lease.Holder.IsZero() && x.lease.Holder != m.id
 		m.ring.mu.Unlock()
 		if !held {
 			return nil
 		}
-		var f func(context.Context, blocks.RegisterID)
+		var f func(context.Context, blocks.RegisterID, bool)
 		if holder != nil {
 			holder.mu.Lock()
 			if !holder.dead {
@@ -230,7 +269,7 @@ func (m *Mount) free(ctx context.Context, id blocks.RegisterID) error {
 			m.ring.Fence(id)
 			continue
 		}
-		f(ctx, id)
+		f(ctx, id, !change)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -258,7 +297,7 @@ func (m *Mount) read(ctx context.Context, id blocks.RegisterID, since blocks.Ver
 	}
 	defer time.Sleep(f.Late)
 	if recall {
-		if err := m.free(ctx, id); err != nil {
+		if err := m.free(ctx, id, false); err != nil {
 			return blocks.Register{}, err
 		}
 	}
@@ -307,7 +346,7 @@ func (m *Mount) Lease(ctx context.Context, id blocks.RegisterID) (blocks.Lease, 
 }
 
 func (x *register) show(id blocks.RegisterID, since blocks.Version) blocks.Register {
-	r := blocks.Register{ID: id, Version: x.version, Lease: x.lease, Deleted: x.deleted, Applied: maps.Clone(x.applied)}
+	r := blocks.Register{ID: id, Version: x.version, Lease: x.lease, Readers: slices.Clone(x.readers), Deleted: x.deleted, Applied: maps.Clone(x.applied)}
 	if x.deleted {
 		return r
 	}
@@ -325,6 +364,11 @@ func (m *Mount) Propose(ctx context.Context, id blocks.RegisterID, c blocks.Chan
 	f, err := m.enter(ctx, id, &c)
 	if err != nil {
 		return blocks.Register{}, err
+	}
+	if disturbs(c) && m.ring.leave(id, m.id) {
+		if err := m.free(ctx, id, true); err != nil {
+			return blocks.Register{}, err
+		}
 	}
 	r, err := m.propose(id, c)
 	time.Sleep(f.Late)
@@ -350,18 +394,25 @@ func (m *Mount) propose(id blocks.RegisterID, c blocks.Change) (blocks.Register,
 		return x.show(id, x.version), nil
 	case x.deleted:
 		return x.show(id, c.Base), fmt.Errorf("%w: register %s was deleted", blocks.ErrNotFound, id.Short())
+	case c.Lease == blocks.LeaseLeave:
+		x.readers = slices.DeleteFunc(slices.Clone(x.readers), func(l blocks.Lease) bool { return l == blocks.Lease{Holder: c.Origin, Epoch: c.Epoch} })
+		return x.show(id, x.version), nil
 	case c.Base != x.version:
 		return x.show(id, c.Base), fmt.Errorf("%w: version %d", blocks.ErrConflict, x.version)
-	case !x.lease.Holder.IsZero() && x.lease.Holder != c.Origin:
+	}
+	if _, held := x.inTheWay(c.Origin, disturbs(c)); held {
 		return x.show(id, x.version), fmt.Errorf("%w: leased", blocks.ErrRefused)
 	}
 	m.mu.Lock()
 	granted, known := m.granted[id]
 	m.mu.Unlock()
-	x.change(c, !known || granted != x.lease.Epoch)
-	if c.Lease == blocks.LeaseAcquire {
+	was := x.show(id, x.version)
+	mine, _, _ := was.LeaseOf(m.id)
+	x.change(c, !known || granted != mine.Epoch)
+	if is := x.show(id, x.version); c.Lease == blocks.LeaseAcquire || c.Lease == blocks.LeaseShare {
+		mine, _, _ = is.LeaseOf(m.id)
 		m.mu.Lock()
-		m.granted[id] = x.lease.Epoch
+		m.granted[id] = mine.Epoch
 		m.mu.Unlock()
 	}
 	return x.show(id, x.version), nil
@@ -369,6 +420,14 @@ func (m *Mount) propose(id blocks.RegisterID, c blocks.Change) (blocks.Register,
 
 // change applies a change. renew: an acquisition by the holder is a new grant.
 func (x *register) change(c blocks.Change, renew bool) {
+	if c.Lease == blocks.LeaseShare && c.Seq == 0 {
+		if x.lease.Holder != c.Origin && (renew || !x.shares(c.Origin)) {
+			x.epoch++
+			x.drop(c.Origin)
+			x.readers = append(x.readers, blocks.Lease{Holder: c.Origin, Epoch: x.epoch})
+		}
+		return
+	}
 	x.version++
 	if c.Seq > 0 {
 		x.applied[c.Origin] = c.Seq
@@ -382,13 +441,25 @@ func (x *register) change(c blocks.Change, renew bool) {
 	switch {
 	case c.Lease == blocks.LeaseAcquire && (x.lease.Holder != c.Origin || renew):
 		x.epoch++
-		x.lease = blocks.Lease{Holder: c.Origin, Epoch: x.epoch}
+		x.lease, x.readers = blocks.Lease{Holder: c.Origin, Epoch: x.epoch}, nil
+	case c.Lease == blocks.LeaseShare && x.lease.Holder != c.Origin && (renew || !x.shares(c.Origin)):
+		x.epoch++
+		x.drop(c.Origin)
+		x.readers = append(x.readers, blocks.Lease{Holder: c.Origin, Epoch: x.epoch})
 	case c.Lease == blocks.LeaseRelease && x.lease.Holder == c.Origin:
 		x.lease = blocks.Lease{}
 	}
 	if c.Delete {
-		x.deleted, x.snapshot, x.deltas, x.lease = true, nil, nil, blocks.Lease{}
+		x.deleted, x.snapshot, x.deltas, x.lease, x.readers = true, nil, nil, blocks.Lease{}, nil
 	}
+}
+
+// drop takes from a mount what it holds.
+func (x *register) drop(mount blocks.PeerID) {
+	if x.lease.Holder == mount {
+		x.lease = blocks.Lease{}
+	}
+	x.readers = slices.DeleteFunc(slices.Clone(x.readers), func(l blocks.Lease) bool { return l.Holder == mount })
 }
 
 // Clone returns a copy of all registers, without mounts and leases.
