@@ -186,8 +186,10 @@ func (t *Tree) rmdirOp(cc *container, name string, e Dentry) (*Op, error) {
 	cc.mu.Lock()
 	defer cc.mu.Unlock()
 	switch {
-	case cc.st == nil || cc.removed:
+	case cc.removed:
 		return nil, syscall.ENOENT
+	case cc.st == nil: // it was dropped from memory meanwhile
+		return nil, errCross
 	case !cc.st.empty():
 		return nil, syscall.ENOTEMPTY
 	case !t.leased(cc), len(cc.st.inodes)+len(cc.st.left) > 0:
