@@ -421,11 +421,7 @@ func (m *Mount) propose(id blocks.RegisterID, c blocks.Change) (blocks.Register,
 // change applies a change. renew: an acquisition by the holder is a new grant.
 func (x *register) change(c blocks.Change, renew bool) {
 	if c.Lease == blocks.LeaseShare && c.Seq == 0 {
-		if x.lease.Holder != c.Origin && (renew || !x.shares(c.Origin)) {
-			x.epoch++
-			x.drop(c.Origin)
-			x.readers = append(x.readers, blocks.Lease{Holder: c.Origin, Epoch: x.epoch})
-		}
+		x.share(c.Origin, renew)
 		return
 	}
 	x.version++
@@ -442,16 +438,24 @@ func (x *register) change(c blocks.Change, renew bool) {
 	case c.Lease == blocks.LeaseAcquire && (x.lease.Holder != c.Origin || renew):
 		x.epoch++
 		x.lease, x.readers = blocks.Lease{Holder: c.Origin, Epoch: x.epoch}, nil
-	case c.Lease == blocks.LeaseShare && x.lease.Holder != c.Origin && (renew || !x.shares(c.Origin)):
-		x.epoch++
-		x.drop(c.Origin)
-		x.readers = append(x.readers, blocks.Lease{Holder: c.Origin, Epoch: x.epoch})
+	case c.Lease == blocks.LeaseShare:
+		x.share(c.Origin, renew)
 	case c.Lease == blocks.LeaseRelease && x.lease.Holder == c.Origin:
 		x.lease = blocks.Lease{}
 	}
 	if c.Delete {
 		x.deleted, x.snapshot, x.deltas, x.lease, x.readers = true, nil, nil, blocks.Lease{}, nil
 	}
+}
+
+// share lets a mount read with others, unless it has the lease alone.
+func (x *register) share(mount blocks.PeerID, renew bool) {
+	if x.lease.Holder == mount || x.shares(mount) && !renew {
+		return
+	}
+	x.epoch++
+	x.drop(mount)
+	x.readers = append(x.readers, blocks.Lease{Holder: mount, Epoch: x.epoch})
 }
 
 // drop takes from a mount what it holds.
